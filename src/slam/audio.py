@@ -1,0 +1,77 @@
+"""A sound file of any rate and channel count → mono float32 samples at the rate asked for, and back.
+
+libsndfile reads (wav, flac, ogg, mp3 …) and soxr resamples; both are imported on first use, so that
+training machines need neither.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slam.errors import InputError
+from slam.run import replacing
+
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64"})
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A mono recording."""
+
+    samples: npt.NDArray[np.float32]  # [T], full scale is ±1
+    sample_rate: int  # Hz
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.samples) / self.sample_rate
+
+    def resample(self, sample_rate: int) -> "Audio":
+        """The same sound at `sample_rate` Hz (soxr, high quality)."""
+        if sample_rate == self.sample_rate:
+            return self
+        import soxr
+
+        samples = soxr.resample(self.samples, self.sample_rate, sample_rate, quality="HQ")
+        return Audio(np.asarray(samples, dtype=np.float32), sample_rate)
+
+
+def read_audio(path: Path, sample_rate: int | None = None) -> Audio:
+    """Read a sound file as mono, channels averaged, resampled to `sample_rate` Hz if one is given.
+
+    Raises:
+        InputError: the file is missing, unreadable or empty, or holds values that are not finite.
+    """
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:
+        reason = "no such file" if not path.exists() else f"unreadable ({error})".replace("\n", " ")
+        raise InputError(f"{path}: {reason}") from None
+    if not len(samples):
+        raise InputError(f"{path}: holds no samples")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{path}: holds samples that are not finite")
+    audio = Audio(np.ascontiguousarray(samples.mean(axis=1)), rate)
+    return audio if sample_rate is None else audio.resample(sample_rate)
+
+
+def write_audio(path: Path, audio: Audio) -> None:
+    """Write 16-bit samples in the format that the suffix names (`.wav`, `.flac` …), whole or not at all."""
+    import soundfile
+
+    with replacing(path, flush=False) as partial:
+        soundfile.write(
+            partial, audio.samples, audio.sample_rate, subtype="PCM_16", format=path.suffix[1:].upper()
+        )
+
+
+def find_audio(folder: Path) -> Iterator[Path]:
+    """The sound files under `folder`, by suffix, in sorted order; links to folders are not followed."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            yield path

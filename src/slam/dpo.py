@@ -1,0 +1,211 @@
+"""A speech LM and preference pairs → a tuned speech LM, by direct preference optimisation.
+
+The reference is the model as it was: its log-likelihoods are computed once, before the first step, so no
+second model is held. A pair is formatted as the paper's recipe does: `<S>` and the prompt, then a
+continuation and `<S>`; only the continuation counts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slam.budget import ScheduleName, TrainingConfig
+from slam.errors import ConfigError, InputError
+from slam.pairs import Pair, read_pairs
+from slam.run import Results, source, stage
+from slam.shards import Batches, split
+from slam.units import Ids, Vocabulary, read_units
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slam.model import Packed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(TrainingConfig):
+    """Settings of `slam dpo`; defaults are the paper's (Table 5)."""
+
+    model: Path = source(required=True)
+    """The speech LM to tune; also the reference."""
+    pairs: Path = source(required=True)
+    """Encoded preference pairs: a folder of units with pairs.jsonl."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    schedule: ScheduleName = "inverse-sqrt"
+    """Shape of the learning rate over the share of the budget spent."""
+    beta: float = 0.1
+    """How strongly the model is held to the reference."""
+    sft_weight: float = 0.0
+    """Weight of the chosen side's own loss, in nats a token; keeps its likelihood from falling."""
+    batch_pairs: int = 64
+    """Pairs in an update."""
+    held_out_share: float = 0.1
+    """Share of the pairs kept for validation."""
+    context: int = 1024
+    """Most tokens in prompt and continuation; the prompt is cut from its left."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta <= 0 or self.batch_pairs < 1 or not 0 < self.held_out_share < 1:
+            raise ConfigError("beta and batch_pairs must be more than 0, held_out_share between 0 and 1")
+        if self.sft_weight < 0:
+            raise ConfigError("sft_weight must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """Pairs as documents: the better side and the worse, each after its prompt."""
+
+    chosen: list[Ids]  # [B] documents
+    rejected: list[Ids]  # [B]
+    skipped: list[int]  # [B] targets that belong to the prompt, the same on both sides
+
+    def costs(self) -> np.ndarray:
+        """Tokens in both documents of each pair, `[B]`."""
+        return np.array([len(c) + len(r) for c, r in zip(self.chosen, self.rejected, strict=True)])
+
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "Preferences":
+        """The pairs of these numbers."""
+        return Preferences(
+            chosen=[self.chosen[n] for n in numbers],
+            rejected=[self.rejected[n] for n in numbers],
+            skipped=[self.skipped[n] for n in numbers],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch:
+    """Some pairs in one packed row: every chosen document, then every rejected one."""
+
+    packed: "Packed"
+    skipped: tuple[int, ...]  # [2 B]
+    reference: "Tensor"  # [2 B] the reference's log-likelihoods, nats
+    continuation_tokens: "Tensor"  # [B] of the chosen side
+
+    @property
+    def weight(self) -> int:
+        """How many pairs."""
+        return len(self.skipped) // 2
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens, prompts counted twice."""
+        return self.packed.num_tokens
+
+
+def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) -> Preferences:
+    """Pairs of units → documents of tokens.
+
+    Raises:
+        InputError: a continuation alone is longer than the context.
+    """
+    chosen, rejected, skipped = [], [], []
+    for pair in pairs:
+        longest = max(len(pair.chosen), len(pair.rejected))
+        room = context - longest - 2
+        if room < 0:
+            raise InputError(
+                f"pair {pair.id!r}: a continuation of {longest} units does not fit a context of {context} tokens"
+            )
+        prompt = pair.prompt.ids[max(0, len(pair.prompt) - room) :]
+        chosen.append(vocabulary.document(np.concatenate([prompt, pair.chosen.ids])))
+        rejected.append(vocabulary.document(np.concatenate([prompt, pair.rejected.ids])))
+        skipped.append(len(prompt))
+    return Preferences(chosen=chosen, rejected=rejected, skipped=skipped)
+
+
+@stage
+def dpo(config: DpoConfig, out: Path) -> Results:
+    """Tune `config.model` on `config.pairs` into the folder `out`, a stock checkpoint.
+
+    Raises:
+        InputError: model or pairs cannot be read, or there are too few pairs to keep some apart.
+        MismatchError: the pairs were encoded by another tokenizer than the model's.
+    """
+    import torch
+
+    from slam.losses import dpo_loss
+    from slam.model import SpeechLM, document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
+    from slam.training import Task, discard_checkpoints, train
+
+    speech_lm, units = SpeechLM.load(config.model), read_units(config.pairs)
+    speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.pairs)
+    pairs = format_pairs(read_pairs(units), speech_lm.vocabulary, config.context)
+    lm = speech_lm.lm
+    use_packed(lm)
+    training, held_out = _divide(pairs, config)
+
+    def likelihoods(of: Preferences) -> np.ndarray:
+        """`[2, B]` nats: chosen, rejected."""
+        sums, _ = log_likelihoods(
+            lm, of.chosen + of.rejected, skipped=of.skipped * 2, most_tokens=config.micro_batch_tokens
+        )
+        return sums.reshape(2, -1)
+
+    reference, held_out_reference = likelihoods(training), likelihoods(held_out)
+    lm.train()
+    order = Batches(np.ones(len(training.chosen), np.int64), config.batch_pairs, config.seed)
+    costs = training.costs()
+
+    def batches(step: int) -> Iterator[Sequence[PreferenceBatch]]:
+        for numbers in order.starting_at(step):
+            micro = []
+            for group in split(costs[numbers], config.micro_batch_tokens):
+                some = training.take(numbers[group])
+                lengths = [len(c) - 1 - s for c, s in zip(some.chosen, some.skipped, strict=True)]
+                micro.append(
+                    PreferenceBatch(
+                        packed=packed(some.chosen + some.rejected, lm.device),
+                        skipped=tuple(some.skipped * 2),
+                        reference=torch.tensor(reference[:, numbers[group]].ravel(), dtype=torch.float32),
+                        continuation_tokens=torch.tensor(lengths, dtype=torch.float32),
+                    )
+                )
+            yield micro
+
+    def loss(batch: PreferenceBatch) -> tuple["Tensor", dict[str, "Tensor"]]:
+        sums = document_sums(token_log_likelihoods(lm, batch.packed), batch.packed.lengths, batch.skipped)
+        chosen, rejected = sums.chunk(2)
+        reference_chosen, reference_rejected = batch.reference.to(sums.device).chunk(2)
+        losses = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=config.beta)
+        if config.sft_weight:
+            losses = losses - config.sft_weight * chosen / batch.continuation_tokens.to(sums.device)
+        margins = (chosen - reference_chosen) - (rejected - reference_rejected)
+        return losses.sum(), {
+            "reward_accuracy": (margins > 0).float().sum(),
+            "reward_margin": config.beta * margins.sum(),
+            "chosen_log_likelihood": chosen.sum(),
+            "rejected_log_likelihood": rejected.sum(),
+        }
+
+    def validate() -> dict[str, float]:
+        now = likelihoods(held_out)
+        margins = (now - held_out_reference)[0] - (now - held_out_reference)[1]
+        losses = np.logaddexp(0.0, -config.beta * margins)
+        return {
+            "validation_loss": float(losses.mean()),
+            "validation_preference_accuracy": float((now[0] > now[1]).mean()),
+        }
+
+    results = train(lm, config, Task(batches=batches, loss=loss, validate=validate), out)
+    speech_lm.save(out)
+    discard_checkpoints(out)
+    return results | {
+        "num_pairs": len(training.chosen),
+        "num_held_out_pairs": len(held_out.chosen),
+        "epochs": round(results["steps"] * config.batch_pairs / len(training.chosen), 2),
+    }
+
+
+def _divide(pairs: Preferences, config: DpoConfig) -> tuple[Preferences, Preferences]:
+    """Pairs to train on and pairs to validate on."""
+    count = len(pairs.chosen)
+    num_held_out = max(1, round(config.held_out_share * count))
+    if num_held_out >= count:
+        raise InputError(f"{config.pairs}: {count} pairs are too few to keep {num_held_out} apart")
+    order = np.random.default_rng(config.seed).permutation(count)
+    return pairs.take(order[num_held_out:]), pairs.take(order[:num_held_out])

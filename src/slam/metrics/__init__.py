@@ -1,0 +1,1 @@
+"""Metrics: a function each, from scores or sound to numbers with their intervals."""

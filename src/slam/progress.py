@@ -1,0 +1,47 @@
+"""Work that takes longer than a moment → a bar with speed and time left, on standard error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True)
+
+
+class Bar:
+    """A running bar: how far, and a word on how it goes."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move on by `amount`."""
+        self._progress.update(self._task, advance=amount, note=note)
+
+    def reach(self, completed: float, note: str = "") -> None:
+        """Move to `completed`."""
+        self._progress.update(self._task, completed=completed, note=note)
+
+
+@contextmanager
+def bar(what: str, total: float) -> Iterator[Bar]:
+    """Show a bar that goes away when the work is done; off a terminal nothing is drawn."""
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=28),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(progress, progress.add_task(what, total=total, note=""))

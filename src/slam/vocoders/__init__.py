@@ -1,0 +1,40 @@
+"""Vocoders: units → audio. One file each; all keep the contract below (`tests/conformance.py`)."""
+
+from collections.abc import Sequence
+from typing import Protocol, Self, runtime_checkable
+
+from slam import parts
+from slam.audio import Audio
+from slam.tokenizers import SpeechTokenizer
+from slam.units import Units
+
+BUILT_IN = {"griffin-lim": "slam.vocoders.griffin_lim:GriffinLim"}
+
+
+@runtime_checkable
+class Vocoder(Protocol):
+    """Speaks units; units without durations are given likely ones."""
+
+    name: str
+    sample_rate: int  # Hz of what it makes
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: SpeechTokenizer) -> Self:
+        """The vocoder of this tokenizer's units; `ConfigError` if it cannot speak them."""
+        ...
+
+    def decode(self, batch: Sequence[Units]) -> list[Audio]:
+        """One `Audio` for each `Units`."""
+        ...
+
+
+def load_vocoder(name: str, tokenizer: SpeechTokenizer) -> Vocoder:
+    """The vocoder called `name` for this tokenizer's units.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not speak these units.
+    """
+    found: type[Vocoder] = parts.resolve("vocoder", name, BUILT_IN)
+    return found.for_tokenizer(tokenizer)
+
+
