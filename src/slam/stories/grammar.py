@@ -30,9 +30,9 @@ _SPLIT_ENDS: Final[tuple[tuple[int, Split], ...]] = (
     (92, "preferences"),
     (100, "evaluation"),
 )
-STORY_WORDS: Final = (28, 42)
+STORY_WORDS: Final = (24, 40)
 _NAMES: Final = lexicon.GIRLS + lexicon.BOYS
-_INTERLUDE_SHARE: Final = 0.4
+_INTERLUDE_SHARE: Final = 0.2
 
 _SLOT: Final = re.compile(r"\{(\w+)\}")
 _ARTICLE: Final = re.compile(r"\b([Aa])(?= [aeiou])")

@@ -1,6 +1,6 @@
 """Speech → k-means units of log-mel frames at 25 Hz: offline, no weights to download.
 
-One frame covers 64 ms and frames are 40 ms apart, so every sample is heard. A unit carries its centroid, a
+One frame sees 128 ms, most of it the middle 64, and frames are 40 ms apart, so every sample is heard. A unit carries its centroid, a
 log-mel spectrum, so the units alone can be turned back into sound (see `slam.vocoders.griffin_lim`).
 """
 
@@ -21,7 +21,7 @@ from slam.units import Units, deduplicate
 SAMPLE_RATE = 16_000  # Hz
 FRAME_RATE = 25.0  # Hz
 HOP = 640  # samples between frames
-WINDOW = 1024  # samples in a frame
+WINDOW = 2048  # samples in a frame: shorter ones follow how the frames happen to fall on the phones
 NUM_MELS = 80
 FLOOR = 1e-5  # power below which all is silence; full scale is about 1e4
 _FIT_FRAMES = 60_000  # more does not move 100 centroids
@@ -157,7 +157,7 @@ def log_mel(audio: Audio) -> npt.NDArray[np.float32]:
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
     spectrum = rfft(windows * _hann())
     power = spectrum.real**2 + spectrum.imag**2
-    return np.log(power @ mel_filters() + np.float32(FLOOR))
+    return np.log(power @ mel_filters(WINDOW) + np.float32(FLOOR))
 
 
 @cache
@@ -168,12 +168,12 @@ def _hann() -> npt.NDArray[np.float32]:
 
 
 @cache
-def mel_filters() -> npt.NDArray[np.float32]:
-    """Slaney's mel filters, `[513, 80]`, from power spectrum to mel."""
+def mel_filters(window: int) -> npt.NDArray[np.float32]:
+    """Slaney's mel filters, `[window / 2 + 1, 80]`, from power spectrum to mel."""
     from transformers.audio_utils import mel_filter_bank
 
     filters = mel_filter_bank(
-        num_frequency_bins=WINDOW // 2 + 1,
+        num_frequency_bins=window // 2 + 1,
         num_mel_filters=NUM_MELS,
         min_frequency=0.0,
         max_frequency=SAMPLE_RATE / 2,

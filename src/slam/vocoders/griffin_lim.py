@@ -14,9 +14,11 @@ import numpy.typing as npt
 from slam.audio import Audio
 from slam.errors import ConfigError
 from slam.tokenizers import SpeechTokenizer
-from slam.tokenizers.logmel_kmeans import HOP, SAMPLE_RATE, WINDOW, LogMelKMeans, mel_filters
+from slam.tokenizers.logmel_kmeans import HOP, SAMPLE_RATE, LogMelKMeans, mel_filters
+from slam.tokenizers.logmel_kmeans import WINDOW as ANALYSIS_WINDOW
 from slam.units import Units
 
+_WINDOW = 1024  # samples in a frame of the inverted spectrogram
 _STEP = 160  # samples between frames of the inverted spectrogram: a quarter of a unit's frame
 _ITERATIONS = 48
 _MOMENTUM = 0.99
@@ -64,18 +66,18 @@ class GriffinLim:
             return np.zeros(0, np.float32)
         length = len(frames) * HOP
         magnitudes = torch.from_numpy(self._magnitudes(frames))  # [513, 4 F + 1]
-        window = torch.hann_window(WINDOW)
+        window = torch.hann_window(_WINDOW)
         generator = torch.Generator().manual_seed(0)
         phases = torch.polar(
             torch.ones_like(magnitudes), 2 * np.pi * torch.rand(magnitudes.shape, generator=generator)
         )
         before = torch.zeros_like(phases)
         for _ in range(_ITERATIONS):
-            signal = torch.istft(magnitudes * phases, WINDOW, _STEP, window=window, length=length)
-            after = torch.stft(signal, WINDOW, _STEP, window=window, return_complex=True)
+            signal = torch.istft(magnitudes * phases, _WINDOW, _STEP, window=window, length=length)
+            after = torch.stft(signal, _WINDOW, _STEP, window=window, return_complex=True)
             moved = after + _MOMENTUM * (after - before)
             phases, before = moved / moved.abs().clamp_min(1e-8), after
-        samples = torch.istft(magnitudes * phases, WINDOW, _STEP, window=window, length=length).numpy()
+        samples = torch.istft(magnitudes * phases, _WINDOW, _STEP, window=window, length=length).numpy()
         peak = np.abs(samples).max()
         return np.asarray(samples * (_PEAK / peak) if peak > _PEAK else samples, dtype=np.float32)
 
@@ -86,7 +88,9 @@ class GriffinLim:
         below = np.clip(np.floor(times).astype(np.int64), 0, len(frames) - 1)
         above = np.clip(below + 1, 0, len(frames) - 1)
         weight = np.clip(times - below, 0, 1)[:, None]
-        mel = np.exp((1 - weight) * log_mel[below] + weight * log_mel[above])
+        # a tone's power grows with the square of the window that measures it
+        scale = (_WINDOW / ANALYSIS_WINDOW) ** 2
+        mel = scale * np.exp((1 - weight) * log_mel[below] + weight * log_mel[above])
         return np.sqrt(np.maximum(mel @ _inverse_filters(), 0)).T.astype(np.float32)
 
 
@@ -95,7 +99,7 @@ def _inverse_filters() -> npt.NDArray[np.float32]:
 
     A pseudo-inverse would be exact on the mel axis but rings below zero between narrow filters.
     """
-    filters = mel_filters().T  # [80, 513]
+    filters = mel_filters(_WINDOW).T  # [80, 513]
     share = filters / np.maximum(filters.sum(axis=0, keepdims=True), 1e-8)
     return np.asarray(share / np.maximum((filters * share).sum(axis=1, keepdims=True), 1e-8), dtype=np.float32)
 

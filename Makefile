@@ -1,0 +1,33 @@
+# Two commands: `make demo` runs the whole recipe, `make test` runs all checks. Everything lives in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo
+	$(BIN)/slam run recipes/demo.toml
+
+test: .venv/dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing slam into .venv (a minute or two)"
+	$(PIP) install --constraint constraints.txt --editable '.[espeak]'
+	touch $@
+
+.venv/dev: .venv/demo
+	@echo "installing what the tests need"
+	$(PIP) install --constraint constraints.txt --editable '.[espeak,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv work

@@ -1,0 +1,139 @@
+"""Words on the command line → a stage and its settings, or a recipe; what goes wrong → one line.
+
+Exit status 0 when done, 2 when the user can put it right, 130 for Ctrl-C.
+"""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.table import Table
+
+from slam import __version__
+from slam.errors import SlamError
+from slam.progress import console
+from slam.recipe import STAGES, load_recipe, run_recipe
+from slam.run import Run, read_json
+
+_HELP = {
+    "synthesize": "Text → speech: your own lines, or stories and pairs of the built-in grammar.",
+    "encode": "Speech → units: a folder of recordings, any format and rate.",
+    "pack": "Units (or text) → token shards.",
+    "pretrain": "Token shards, and a text LM or none → LM.",
+    "dpo": "LM and preference pairs → LM.",
+    "generate": "LM and spoken prompts → spoken continuations.",
+    "evaluate": "LMs and benchmark pairs → scores with 95 % intervals.",
+    "report": "A recipe's folders → results.json and one HTML page.",
+}
+
+app = App(
+    name="slam",
+    help="Train a speech language model on one GPU in a day: speech → units → TWIST → DPO → scores and sound.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+def _command(name: str) -> Callable[..., None]:
+    """The command of a stage: its settings as flags, and where its folder goes."""
+    stage = STAGES[name]
+
+    def command(config: Any, *, out: Path) -> None:
+        run = stage.perform(config if config is not None else stage.config(), out)
+        for key, value in run.results.items():
+            console.print(f"{key}: {value}", highlight=False)
+        print(out)  # noqa: T201 - what a script wants to read
+
+    # settings that are all optional need a default of their own, which cyclopts asks to be None
+    optional = all(has_default(item) for item in fields(stage.config))
+    if optional:
+        command.__defaults__ = (None,)
+    command.__annotations__ = {
+        "config": Annotated[stage.config | None if optional else stage.config, Parameter(name="*")],
+        "out": Annotated[Path, Parameter(help="Folder to write; the same command goes on with it.")],
+        "return": None,
+    }
+    command.__doc__ = _HELP[name]
+    command.__name__ = name
+    return command
+
+
+def has_default(item: Field[Any]) -> bool:
+    """Whether a setting may be left out."""
+    return item.default is not MISSING or item.default_factory is not MISSING
+
+
+for _name in STAGES:
+    app.command(_command(_name), name=_name)
+
+
+@app.command
+def run(
+    recipe: Path,
+    *,
+    folder: Path | None = None,
+    set: Annotated[Sequence[str], Parameter(negative="")] = (),  # noqa: A002 - the flag's name
+) -> None:
+    """Make every step of a recipe that is not done yet.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file of named steps.
+    folder
+        Where the steps' folders go, instead of the recipe's own.
+    set
+        A setting to use instead of the recipe's: STEP.KEY=VALUE.
+    """
+    loaded = load_recipe(recipe, folder=folder, overrides=set)
+    done = run_recipe(loaded)
+    if not any(made for _, _, made in done):
+        console.print(f"{recipe}: every step is done already, nothing to do", highlight=False)
+    _print_scores(loaded.folder, [finished for _, finished, _ in done])
+
+
+def _print_scores(folder: Path, runs: Sequence[Run]) -> None:
+    """The score table and where the page is, if the recipe has a report."""
+    if not any(finished.stage == "report" for finished in runs):
+        return
+    rows = read_json(folder / "results.json")
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    table = Table(title="accuracy in % and its 95 % interval", title_justify="left")
+    for heading in ("benchmark", "pairs", *models):
+        table.add_column(heading, justify="left" if heading == "benchmark" else "right")
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy"):
+        found = {r["model"]: r for r in rows if r["benchmark"] == benchmark and r["metric"] == "accuracy"}
+        cells = [
+            f"{100 * r['value']:.1f} ({100 * r['low']:.1f}–{100 * r['high']:.1f})" if (r := found.get(m)) else ""
+            for m in models
+        ]
+        table.add_row(benchmark, str(next(iter(found.values()))["n"]), *cells)
+    console.print(table)
+    print(f"report: {folder / 'report.html'}")  # noqa: T201
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; turn what goes wrong into one line and an exit status."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except (SlamError, CycloptsError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here", style="yellow")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"{error.filename or 'the disk'}: no space left; free some and run the same command again")
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+
+
+def _fail(line: str) -> None:
+    console.print(f"error: {' '.join(line.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)

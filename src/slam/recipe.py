@@ -1,0 +1,225 @@
+"""A TOML file of named steps → folders, one a step, made in order; what is done is left alone.
+
+A step's inputs are other steps, by name, or paths. A step is done when its folder's `run.json` carries the
+fingerprint of its stage, settings and inputs; it is stale, and made again, when that fingerprint differs.
+"""
+
+import difflib
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from slam import dpo, encode, evaluate, generate, pack, pretrain, report, synthesize
+from slam.errors import ConfigError, InputError
+from slam.progress import console
+from slam.run import Config, Run, identity, state_of
+
+_RECIPE_KEYS = ("folder", "steps")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command: its settings and its work."""
+
+    config: type[Any]
+    perform: Callable[[Any, Path], Run]
+
+
+STAGES: Mapping[str, Stage] = {
+    "synthesize": Stage(synthesize.SynthesizeConfig, synthesize.synthesize),
+    "encode": Stage(encode.EncodeConfig, encode.encode),
+    "pack": Stage(pack.PackConfig, pack.pack),
+    "pretrain": Stage(pretrain.PretrainConfig, pretrain.pretrain),
+    "dpo": Stage(dpo.DpoConfig, dpo.dpo),
+    "evaluate": Stage(evaluate.EvaluateConfig, evaluate.evaluate),
+    "generate": Stage(generate.GenerateConfig, generate.generate),
+    "report": Stage(report.ReportConfig, report.report),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with its settings, its inputs resolved to paths."""
+
+    name: str
+    stage: str
+    config: Config
+    out: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps in order, and the folder that holds theirs."""
+
+    path: Path
+    folder: Path
+    steps: tuple[Step, ...]
+
+
+def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the TOML file: `folder`, and a table `[steps.NAME]` for each step in order.
+        folder: where the steps' folders go, instead of the recipe's own `folder`.
+        overrides: settings as `STEP.KEY=VALUE`, the value in TOML.
+
+    Raises:
+        InputError: the file is missing or is not TOML.
+        ConfigError: a key, stage, step or value cannot be meant; the line says where.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML ({error})") from None
+    _check_keys(content, _RECIPE_KEYS, f"{path}")
+    tables = content.get("steps")
+    if not isinstance(tables, dict) or not tables:
+        raise ConfigError(f"{path}: holds no steps; write a table [steps.NAME] for each")
+    for override in overrides:
+        _override(tables, override)
+    root = folder if folder is not None else Path(content.get("folder", Path("work") / path.stem))
+    steps: dict[str, Step] = {}
+    for name, table in tables.items():
+        where = f"{path}: step {name!r}"
+        if not isinstance(table, dict) or not isinstance(table.get("stage"), str):
+            raise ConfigError(f'{where}: name its stage: stage = "…", one of {", ".join(STAGES)}')
+        if table["stage"] not in STAGES:
+            raise ConfigError(f"{where}: no stage is called {table['stage']!r}; {_hint(table['stage'], STAGES)}")
+        try:
+            config = _config(STAGES[table["stage"]].config, table, steps, list(tables))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        steps[name] = Step(name, table["stage"], config, root / name)
+    return Recipe(path, root, tuple(steps.values()))
+
+
+def _config(
+    kind: type[Any], table: Mapping[str, Any], steps: Mapping[str, Step], names: Sequence[str]
+) -> Config:
+    """A step's table → its stage's settings."""
+    settings = {key: value for key, value in table.items() if key != "stage"}
+    known = {item.name: item for item in fields(kind)}
+    _check_keys(settings, known, "")
+    for key, value in settings.items():
+        if known[key].metadata.get("source"):
+            settings[key] = _resolve(value, steps, names)
+    hints = get_type_hints(kind)
+    for key, value in settings.items():
+        if is_dataclass(hints[key]) and isinstance(value, dict):
+            _check_keys(value, [item.name for item in fields(hints[key])], f"{key}: ")
+    try:
+        config: Config = msgspec.convert(settings, kind, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace(" - at `$.", " in `")) from None
+    return config
+
+
+def _resolve(value: Any, steps: Mapping[str, Step], names: Sequence[str]) -> Any:
+    """Replace the names of earlier steps by their folders, "*" by all of them; leave paths."""
+    if value == "*":
+        return {name: str(step.out) for name, step in steps.items()}
+    if isinstance(value, dict):
+        return {key: _resolve(item, steps, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, steps, names) for item in value]
+    if value in steps:
+        return str(steps[value].out)
+    if value in names:
+        raise ConfigError(f"refers to {value!r}, which comes later; move it before this step")
+    if isinstance(value, str) and not Path(value).exists():
+        raise ConfigError(f"no step and no path is called {value!r}; {_hint(value, steps)}")
+    return value
+
+
+def _decode(kind: type[Any], value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ConfigError(f"expected a {kind.__name__}, got {value!r}")
+
+
+def _check_keys(table: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}{': ' if where and where[-1] != ' ' else ''}unknown key {key!r}; {_hint(key, known)}")
+
+
+def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+
+
+def _override(tables: dict[str, Any], text: str) -> None:
+    """Apply `STEP.KEY=VALUE`, the value in TOML, or a bare string."""
+    target, sign, value = text.partition("=")
+    step, *keys = target.strip().split(".")
+    if not sign or not keys:
+        raise ConfigError(f"{text!r}: write a setting as STEP.KEY=VALUE")
+    if step not in tables:
+        raise ConfigError(f"{text!r}: no step is called {step!r}; {_hint(step, tables)}")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    table = tables[step]
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+    table[keys[-1]] = parsed
+
+
+def run_recipe(recipe: Recipe) -> list[tuple[Step, Run, bool]]:
+    """Make every step that is not done.
+
+    Returns:
+        Each step with its run and whether it was made now.
+
+    Raises:
+        SlamError: a step failed, or the recipe's folder holds something that is no run of slam.
+    """
+    done = []
+    for number, step in enumerate(recipe.steps, 1):
+        label = f"[{number}/{len(recipe.steps)}] {step.name}"
+        fingerprint, _, _ = identity(step.stage, step.config)
+        state = state_of(step.out, fingerprint)
+        if state == "other":
+            # ours, by its run.json or started.json: made from other settings or inputs
+            console.print(f"{label}: its settings or inputs changed, making it again", highlight=False)
+            shutil.rmtree(step.out)
+        begin = time.perf_counter()
+        if state == "started":
+            console.print(f"{label}: going on where it was", highlight=False)
+        run = STAGES[step.stage].perform(step.config, step.out)
+        if state != "done":
+            seconds = time.perf_counter() - begin
+            console.print(f"{label}: {step.stage} in {seconds:.1f} s{_summary(run)}", highlight=False)
+        if step.stage == "report":
+            for name in (report.PAGE_FILE, report.RESULTS_FILE):
+                shutil.copyfile(step.out / name, recipe.folder / name)
+        done.append((step, run, state != "done"))
+    return done
+
+
+_SUMMARIES = {
+    "synthesize": ("num_utterances", "utterances"),
+    "encode": ("num_units", "units"),
+    "pretrain": ("final_validation_loss", "nats a token on held-out documents"),
+    "dpo": ("final_validation_preference_accuracy", "of held-out preferences right"),
+    "evaluate": ("num_pairs", "pairs scored"),
+    "generate": ("num_continuations", "continuations"),
+}
+
+
+def _summary(run: Run) -> str:
+    if run.stage not in _SUMMARIES:
+        return ""
+    key, words = _SUMMARIES[run.stage]
+    value = run.results[key]
+    return f": {value:,.3f} {words}" if isinstance(value, float) else f": {value:,} {words}"

@@ -1,0 +1,274 @@
+"""A recipe's folders → `results.json` and one self-contained HTML page: tables, curves, audio.
+
+Everything on the page is read from the runs' own files: nothing is typed in.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slam.errors import ConfigError, InputError
+from slam.pairs import PAIRS_FILE, read_pair_rows
+from slam.run import Results, Run, atomic_write, read_json, read_json_lines, read_run, source, stage, write_json
+
+PAGE_FILE = "report.html"
+RESULTS_FILE = "results.json"
+_KINDS_FILE = "kinds.json"
+_CONTINUATIONS_FILE = "continuations.jsonl"
+_METRICS_FILE = "metrics.jsonl"
+_COLOURS = ("#8a8f98", "#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings of `slam report`."""
+
+    runs: dict[str, Path] = source(required=True)
+    """The runs to report on: step name → folder; in a recipe "*" means every step before."""
+    title: str = "A speech language model"
+    """Heading of the page."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("runs: name at least one run to report on")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A finished run, by the name of its step."""
+
+    name: str
+    folder: Path
+    run: Run
+
+
+@stage
+def report(config: ReportConfig, out: Path) -> Results:
+    """Write `results.json` and `report.html` into the folder `out`.
+
+    Raises:
+        InputError: a folder holds no finished run.
+    """
+    runs = []
+    for name, folder in config.runs.items():
+        run = read_run(folder)
+        if run is None:
+            raise InputError(f"{folder}: holds no finished run to report on")
+        runs.append(Named(name, folder, run))
+    scores = [row for item in _of(runs, "evaluate") for row in read_json(item.folder / RESULTS_FILE)]
+    write_json(out / RESULTS_FILE, scores)
+    page = _page(config, runs, scores)
+    atomic_write(out / PAGE_FILE, page)
+    return {"num_scores": len(scores), "page_bytes": len(page.encode())}
+
+
+def _of(runs: Sequence[Named], name: str) -> list[Named]:
+    return [item for item in runs if item.run.stage == name]
+
+
+def _page(config: ReportConfig, runs: Sequence[Named], scores: Sequence[Mapping[str, Any]]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("slam", "."), autoescape=True, undefined=StrictUndefined)
+    kinds = [row for item in _of(runs, "evaluate") for row in read_json(item.folder / _KINDS_FILE)]
+    return environment.get_template("report.html.j2").render(
+        title=config.title,
+        runs=runs,
+        seconds=sum(item.run.seconds for item in runs),
+        scores=_score_table(scores),
+        score_plot=_score_plot(scores) if scores else None,
+        kinds=_kind_table(kinds),
+        curves=_curves(runs),
+        margins=_margins(runs),
+        overlaps=_overlaps(runs),
+        listening=[table for item in _of(runs, "generate") for table in _listening(item)],
+        protocols=sorted({item.run.results["protocol"] for item in _of(runs, "evaluate")}),
+        versions=runs[-1].run,
+    )
+
+
+def _score_table(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Benchmarks down, models across."""
+    models = list(dict.fromkeys(row["model"] for row in scores))
+    found = {(row["benchmark"], row["model"]): row for row in scores}
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in scores))
+    return {"models": models, "rows": [(b, [found.get((b, m)) for m in models]) for b in benchmarks]}
+
+
+def _kind_table(kinds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Benchmarks and their kinds down, models across; benchmarks of one kind are left out."""
+    models = list(dict.fromkeys(row["model"] for row in kinds))
+    found = {(row["benchmark"], row["kind"], row["model"]): row for row in kinds}
+    keys = list(dict.fromkeys((row["benchmark"], row["kind"]) for row in kinds))
+    several = {b for b, _ in keys if sum(b == other for other, _ in keys) > 1}
+    rows = [(b, k, [found.get((b, k, m)) for m in models]) for b, k in keys if b in several]
+    return {"models": models, "rows": rows}
+
+
+def _figure() -> tuple[Any, Any]:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis="y", color="#e5e7eb")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any) -> Any:
+    """A figure as inline SVG; its letters are drawn as paths, so nothing in them is markup."""
+    from markupsafe import Markup
+    from matplotlib import pyplot as plt
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    drawing = buffer.getvalue()
+    return Markup(drawing[drawing.index("<svg") :])  # noqa: S704 - drawn above from numbers
+
+
+def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
+    """Bars with their intervals; the line is chance."""
+    table = _score_table(scores)
+    figure, axes = _figure()
+    width = 0.8 / len(table["models"])
+    for index, model in enumerate(table["models"]):
+        for position, (_, cells) in enumerate(table["rows"]):
+            if (row := cells[index]) is None:
+                continue
+            value, low, high = (100 * row[key] for key in ("value", "low", "high"))
+            axes.bar(
+                position + (index - (len(table["models"]) - 1) / 2) * width,
+                value,
+                width * 0.92,
+                color=_COLOURS[index % len(_COLOURS)],
+                yerr=[[value - low], [high - value]],
+                error_kw={"elinewidth": 1.2, "capsize": 2.5},
+                label=model if position == 0 else None,
+            )
+    axes.axhline(50, color="#4a5568", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(table["rows"])), [benchmark for benchmark, _ in table["rows"]])
+    axes.set_ylim(30, 103)
+    axes.set_ylabel("accuracy in %")
+    figure.legend(loc="outside upper center", ncols=len(table["models"]), frameon=False)
+    return _svg(figure)
+
+
+def _curves(runs: Sequence[Named]) -> list[tuple[str, Any]]:
+    """A plot for each set of trainings on the same data: validation loss over tokens."""
+    groups: dict[tuple[str, str], list[Named]] = {}
+    for item in runs:
+        if item.run.stage in ("pretrain", "dpo"):
+            data = item.run.inputs.get("shards") or item.run.inputs["pairs"]
+            groups.setdefault((item.run.stage, data), []).append(item)
+    plots = []
+    for (name, _), items in groups.items():
+        figure, axes = _figure()
+        for index, item in enumerate(sorted(items, key=lambda item: item.name)):
+            rows = read_json_lines(item.folder / _METRICS_FILE)
+            training = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
+            found = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+            colour = _COLOURS[index % len(_COLOURS)]
+            if training:
+                axes.plot(*zip(*training, strict=True), color=colour, alpha=0.3, linewidth=1)
+            axes.plot(*zip(*found, strict=True), color=colour, marker="o", markersize=4, label=item.name)
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("nats a token" if name == "pretrain" else "DPO loss in nats a pair")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+        axes.legend(frameon=False)
+        what = "loss" if name == "pretrain" else "preference loss"
+        names = ", ".join(item.name for item in items)
+        plots.append((f"{names}: {what} on held-out data (dots) and on training data (faint)", _svg(figure)))
+    return plots
+
+
+def _margins(runs: Sequence[Named]) -> list[dict[str, Any]]:
+    """TWIST against random initialisation, where both saw the same tokens of the same data."""
+    trained = [item for item in _of(runs, "pretrain") if item.run.inputs.get("base")]
+    pairs = [
+        (one, other)
+        for one in trained
+        for other in trained
+        if one.run.config["initialization"] == "twist"
+        and other.run.config["initialization"] == "random"
+        and one.run.inputs["shards"] == other.run.inputs["shards"]
+        and one.run.config["budget"] == other.run.config["budget"]
+    ]
+    return [
+        {
+            "twist": one.name,
+            "random": other.name,
+            "tokens": one.run.results["tokens"],
+            "twist_loss": one.run.results["final_validation_loss"],
+            "random_loss": other.run.results["final_validation_loss"],
+        }
+        for one, other in pairs
+    ]
+
+
+def _overlaps(runs: Sequence[Named]) -> list[dict[str, Any]]:
+    """What the preference pairs share with each benchmark: stories, and kinds of contradiction."""
+    tables = []
+    for tuned in _of(runs, "dpo"):
+        rows = read_pair_rows(Path(tuned.run.config["pairs"]))
+        stories, kinds = {row.story for row in rows} - {None}, {row.kind for row in rows}
+        for scored in _of(runs, "evaluate"):
+            for folder in map(Path, scored.run.config["benchmarks"]):
+                found = read_pair_rows(folder)
+                for benchmark in dict.fromkeys(row.benchmark for row in found):
+                    here = [row for row in found if row.benchmark == benchmark]
+                    tables.append(
+                        {
+                            "tuned": tuned.name,
+                            "benchmark": benchmark,
+                            "shared_stories": len(stories & {row.story for row in here}),
+                            "stories": len({row.story for row in here} - {None}),
+                            "shared_kinds": sorted(kinds & {row.kind for row in here}),
+                            "kinds": sorted({row.kind for row in here}),
+                            "tuned_kinds": sorted(kinds),
+                        }
+                    )
+    return tables
+
+
+def _listening(item: Named) -> list[dict[str, Any]]:
+    """A row a prompt: the prompt, then each model's continuation, as data for an audio player."""
+    rows = read_json_lines(item.folder / _CONTINUATIONS_FILE)
+    texts = _texts(item)
+    models = list(dict.fromkeys(row["model"] for row in rows if row["model"] is not None))
+    table = []
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        sounds = {row["model"]: _data_uri(item.folder / row["audio"]) for row in rows if row["prompt"] == prompt}
+        table.append({"prompt": prompt, "text": texts.get(prompt, ""), "sounds": sounds})
+    return [{"name": item.name, "models": models, "rows": table}]
+
+
+def _texts(item: Named) -> dict[str, str]:
+    """What the prompts' recordings say, where the text is known."""
+    prompts = Path(item.run.config["prompts"])
+    encoded = read_run(prompts)
+    manifest = Path(encoded.config["audio"]) / "manifest.jsonl" if encoded else None
+    if manifest is None or not manifest.is_file():
+        return {}
+    said = {row["id"]: row["text"] for row in read_json_lines(manifest) if "text" in row}
+    if (prompts / PAIRS_FILE).is_file():
+        return {row.id: said.get(row.chosen, "") for row in read_pair_rows(prompts)}
+    return said
+
+
+def _data_uri(path: Path) -> str:
+    """A sound file as a data URI: MP3 where libsndfile can write it, which every browser plays."""
+    import soundfile
+
+    if "MP3" not in soundfile.available_formats():
+        return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode()
+    samples, rate = soundfile.read(path, dtype="float32")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="MP3")
+    return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
