@@ -18,7 +18,7 @@ import msgspec
 from slam import dpo, encode, evaluate, generate, pack, pretrain, report, synthesize
 from slam.errors import ConfigError, InputError
 from slam.progress import console
-from slam.run import Config, Run, identity, state_of
+from slam.run import Run, identity, state_of
 
 _RECIPE_KEYS = ("folder", "steps")
 
@@ -49,7 +49,7 @@ class Step:
 
     name: str
     stage: str
-    config: Config
+    config: Any
     out: Path
 
 
@@ -104,7 +104,7 @@ def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[s
 
 def _config(
     kind: type[Any], table: Mapping[str, Any], steps: Mapping[str, Step], names: Sequence[str]
-) -> Config:
+) -> Any:
     """A step's table → its stage's settings."""
     settings = {key: value for key, value in table.items() if key != "stage"}
     known = {item.name: item for item in fields(kind)}
@@ -117,10 +117,9 @@ def _config(
         if is_dataclass(hints[key]) and isinstance(value, dict):
             _check_keys(value, [item.name for item in fields(hints[key])], f"{key}: ")
     try:
-        config: Config = msgspec.convert(settings, kind, dec_hook=_decode)
+        return msgspec.convert(settings, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error).replace(" - at `$.", " in `")) from None
-    return config
 
 
 def _resolve(value: Any, steps: Mapping[str, Step], names: Sequence[str]) -> Any:

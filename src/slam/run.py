@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from slam import __version__
 from slam.errors import InputError, MismatchError
@@ -32,13 +32,7 @@ LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "soundfile", "soxr
 Results = dict[str, Any]
 
 
-class Config(Protocol):
-    """A stage's settings: a frozen dataclass whose inputs are marked with `source()`."""
-
-    __dataclass_fields__: Any
-
-
-C = TypeVar("C", bound=Config)
+C = TypeVar("C")  # a stage's settings: a frozen dataclass whose inputs are marked with `source()`
 
 
 @dataclass(frozen=True)
@@ -180,11 +174,11 @@ def read_run(folder: Path) -> Run | None:
     return Run(**content)
 
 
-def identity(stage: str, config: Config) -> tuple[str, dict[str, Any], dict[str, str]]:
+def identity(stage: str, config: Any) -> tuple[str, dict[str, Any], dict[str, str]]:
     """`(fingerprint, settings, inputs)` of a stage with these settings; inputs count by content."""
     settings: dict[str, Any] = {}
     inputs: dict[str, str] = {}
-    for item in fields(config):  # type: ignore[arg-type]
+    for item in fields(config):
         value = getattr(config, item.name)
         if item.metadata.get("source"):
             for name, path in named_sources(item.name, value):
@@ -192,7 +186,7 @@ def identity(stage: str, config: Config) -> tuple[str, dict[str, Any], dict[str,
         else:
             settings[item.name] = value
     fingerprint = digest([stage, settings, inputs, __version__])
-    return fingerprint, json.loads(json.dumps(asdict(config), default=str)), inputs  # type: ignore[call-overload]
+    return fingerprint, json.loads(json.dumps(asdict(config), default=str)), inputs
 
 
 def named_sources(name: str, value: Any) -> list[tuple[str, Path]]:
