@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nonword_collisions import find_collisions, words_as_spelled
 from slam.stories import (
     CONTRADICTION_KINDS,
     PAIR_SOURCES,
@@ -24,13 +23,11 @@ from slam.stories import (
     write_pairs,
     write_texts,
 )
-from slam.stories.grammar import SPLITS, Split, split_of, words_of
+from slam.stories.collisions import COLLISIONS
+from slam.stories.grammar import SPLITS, STORY_WORDS, Split, split_of, words_of
 from slam.stories.nonwords import askable_words, nonwords_of, pattern_of
 from slam.stories.vocabulary import ALL_WORDS, HELD_OUT
 
-SHARED_DATA = Path(
-    os.environ.get("SLAM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
-)
 SHE = {"she", "her", "herself"}
 HE = {"he", "him", "himself"}
 # The words that each kind of contradiction may exchange.
@@ -116,14 +113,14 @@ def sentences_of(text: str) -> list[str]:
 
 def test_stories_are_short_plain_and_varied(stories: list[str]) -> None:
     lengths = [len(story.split()) for story in stories]
-    assert min(lengths) >= 28
-    assert max(lengths) <= 42
+    assert min(lengths) >= STORY_WORDS[0] >= 24
+    assert max(lengths) <= STORY_WORDS[1] <= 40
     for story in stories:
         sentences = sentences_of(story)
         assert len(sentences) in (5, 6)
         assert all(4 <= len(sentence.split()) <= 9 for sentence in sentences)
         assert re.fullmatch(r"[A-Z][A-Za-z .]*\.", story), story
-    assert len({word for story in stories for word in words_of(story)}) >= 400
+    assert len({word for story in stories for word in words_of(story)}) >= 350
     assert len(sentence_frames()) >= 40
 
 
@@ -177,9 +174,7 @@ def test_one_fact_is_contradicted_and_the_true_one_was_told(kind: str) -> None:
     # A friend's name is rarely the wrong one drawn: only many pairs show that it never is.
     for pair in story_pairs(kind, 500 if kind == "agent" else 70):
         told = set(words_of(pair.prompt))
-        right, wrong = (
-            words_of(side.replace(" an ", " a ")) for side in (pair.chosen, pair.rejected)
-        )
+        right, wrong = (words_of(side.replace(" an ", " a ")) for side in (pair.chosen, pair.rejected))
         assert pair.kind == kind
         assert len(right) == len(wrong)
         changed = [(a, b) for a, b in zip(right, wrong, strict=True) if a != b]
@@ -228,8 +223,7 @@ def test_the_giver_of_the_true_ending_is_the_giver_told() -> None:
 def test_a_wrong_cause_did_not_happen() -> None:
     for pair in story_pairs("cause"):
         right, wrong = (
-            re.split(r"because |told everyone that ", side)[1]
-            for side in (pair.chosen, pair.rejected)
+            re.split(r"because |told everyone that ", side)[1] for side in (pair.chosen, pair.rejected)
         )
         assert right in pair.prompt.replace(right.capitalize(), right)
         assert wrong not in pair.prompt
@@ -255,9 +249,7 @@ def test_kinds_take_turns_and_can_be_chosen() -> None:
 @pytest.mark.parametrize("source", sorted(PAIR_SOURCES))
 def test_length_does_not_tell_the_sides_apart(source: str) -> None:
     pairs = write_pairs(source, 280, split="evaluation", seed=2)
-    score = sum(
-        (len(p.chosen) < len(p.rejected)) + (len(p.chosen) == len(p.rejected)) / 2 for p in pairs
-    )
+    score = sum((len(p.chosen) < len(p.rejected)) + (len(p.chosen) == len(p.rejected)) / 2 for p in pairs)
     assert score / len(pairs) == pytest.approx(0.5, abs=0.06)
     assert all(len(p.chosen.split()) == len(p.rejected.split()) for p in pairs)
 
@@ -331,18 +323,16 @@ def test_nonwords_are_shaped_like_their_word() -> None:
     assert len({p.chosen for p in first_lap}) == 100
 
 
-def test_no_nonword_is_a_word() -> None:
-    dictionary = SHARED_DATA / "text" / "cmudict.dict.gz"
-    frequent = SHARED_DATA / "text" / "word-frequencies.txt"
-    if not (dictionary.exists() and frequent.exists()):
-        pytest.skip(f"no word lists in {SHARED_DATA}; set SLAM_SHARED_DATA to their folder")
-    with gzip.open(dictionary, "rt", encoding="utf-8") as lines:
-        words = {line.split(maxsplit=1)[0].split("(")[0] for line in lines}
-    with frequent.open(encoding="utf-8") as lines:
-        words |= {line.split()[0] for line in lines}
+def test_no_nonword_is_a_word(shared_data: Path) -> None:
+    words = words_as_spelled(shared_data / "text")
     assert {"castle", "rabbit"} <= words
     # Every non-word that any seed can give, not a sample of them.
     assert not {c for word in askable_words() for c in nonwords_of(word)} & words
+
+
+def test_the_excluded_nonwords_are_the_ones_that_collide(shared_data: Path) -> None:
+    found = find_collisions(shared_data / "text")
+    assert found == COLLISIONS, "the lexicon changed: run python tests/nonword_collisions.py"
 
 
 @pytest.mark.parametrize("write", [write_texts, write_pairs])

@@ -84,8 +84,12 @@ class TrainingConfig:
 
     budget: str
     """What may be spent: time (24h, 90s), tokens (1.4B tokens) or steps (500 steps)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Who updates the body's matrices; AdamW always updates embeddings, biases and gains."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 1e-2
+    """Peak learning rate of Muon, in steps matched to AdamW's root mean square."""
     schedule: ScheduleName = "cosine"
     """Shape of the learning rate over the share of the budget spent."""
     warmup: float = 0.01
@@ -109,7 +113,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)
-        for name in ("learning_rate", "clip", "micro_batch_tokens", "checkpoint_seconds"):
+        for name in ("learning_rate", "muon_learning_rate", "clip", "micro_batch_tokens", "checkpoint_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be more than 0")
         for name in ("warmup", "floor"):

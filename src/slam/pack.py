@@ -161,7 +161,7 @@ def _texts(folders: Sequence[Path]) -> list[str]:
         rows = read_json_lines(path)
         for number, row in enumerate(rows, 1):
             if not isinstance(row.get("text"), str):
-                raise InputError(f"{path}:{number}: has no \"text\"; pack takes units, or text")
+                raise InputError(f'{path}:{number}: has no "text"; pack takes units, or text')
             texts.append(row["text"])
     if not texts:
         raise InputError(f"{folders[0]}: holds no text")

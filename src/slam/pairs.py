@@ -1,4 +1,4 @@
-"""A folder of encoded utterances and its `pairs.jsonl` → pairs: a prompt with a better and a worse continuation.
+"""A folder of units and its `pairs.jsonl` → pairs: a prompt with a better and a worse continuation.
 
 DPO trains on pairs and benchmarks rank pairs: one type. On disk a pair names two utterances of the same
 folder — the prompt joined with the better side, and with the worse — and when each
@@ -84,7 +84,9 @@ def read_pairs(units: UnitsFolder) -> list[Pair]:
     for row in read_pair_rows(units.path):
         for name in (row.chosen, row.rejected):
             if name not in by_name:
-                raise InputError(f"{units.path}: pair {row.id!r} names the utterance {name!r}, which is not here")
+                raise InputError(
+                    f"{units.path}: pair {row.id!r} names the utterance {name!r}, which is not here"
+                )
         prompt, chosen = by_name[row.chosen].split(round(row.chosen_start * units.frame_rate))
         _, rejected = by_name[row.rejected].split(round(row.rejected_start * units.frame_rate))
         if not (len(chosen) and len(rejected)):

@@ -28,6 +28,8 @@ def resolve(kind: str, name: str, built_in: Mapping[str, str]) -> Any:
     try:
         return pkgutil.resolve_name(built_in.get(name, name))
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{kind} {name!r} needs the package {error.name!r}; install it first") from None
+        raise MissingExtraError(
+            f"{kind} {name!r} needs the package {error.name!r}; install it first"
+        ) from None
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{kind} {name!r} cannot be loaded: {error}") from None

@@ -127,7 +127,12 @@ def write_split(folder: Path, split: str, tokens: Ids, ends: npt.NDArray[np.int6
 
 
 def describe(
-    folder: Path, *, vocabulary: Vocabulary, tokenizer: str, fingerprint: str, counts: dict[str, dict[str, int]]
+    folder: Path,
+    *,
+    vocabulary: Vocabulary,
+    tokenizer: str,
+    fingerprint: str,
+    counts: dict[str, dict[str, int]],
 ) -> None:
     """Write `shards.json`: what the tokens mean and how many there are."""
     write_json(

@@ -59,7 +59,9 @@ class SynthesizeConfig:
 
     def __post_init__(self) -> None:
         if not (self.text or self.texts or self.pairs):
-            raise ConfigError("nothing to say: give text (a file), texts or pairs (counts of the built-in grammar)")
+            raise ConfigError(
+                "nothing to say: give text (a file), texts or pairs (counts of the built-in grammar)"
+            )
         if not self.voices or not self.rates:
             raise ConfigError("voices and rates must each name at least one")
         if self.text_only and self.pairs:
@@ -110,7 +112,10 @@ def synthesize(config: SynthesizeConfig, out: Path) -> Results:
     if pairs:
         write_pair_rows(
             out,
-            [PairRow(**p, chosen_start=starts[p["chosen"]], rejected_start=starts[p["rejected"]]) for p in pairs],
+            [
+                PairRow(**p, chosen_start=starts[p["chosen"]], rejected_start=starts[p["rejected"]])
+                for p in pairs
+            ],
         )
     return {
         "num_utterances": len(rows),
@@ -139,7 +144,11 @@ def plan(config: SynthesizeConfig) -> tuple[list[Line], list[dict[str, Any]]]:
                 say(item.id, item.text, item.source, item.story, key=item.id)
         for origin, count in config.pairs.items():
             for pair in write_pairs(
-                origin, count, split=config.split, seed=config.seed, kinds=config.kinds if origin in KINDED else ()
+                origin,
+                count,
+                split=config.split,
+                seed=config.seed,
+                kinds=config.kinds if origin in KINDED else (),
             ):
                 opening = f"{pair.prompt} " if pair.prompt else ""
                 for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -170,7 +179,7 @@ def _read_lines(path: Path) -> Iterator[str]:
         for number, row in enumerate(read_json_lines(path), 1):
             text = row.get("text")
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{path}: row {number} has no \"text\"")
+                raise InputError(f'{path}: row {number} has no "text"')
             empty = False
             yield " ".join(text.split())
     else:

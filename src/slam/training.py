@@ -80,9 +80,9 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path)
         SystemExit: SIGTERM came; a checkpoint was written first.
     """
     budget = Budget.parse(config.budget)
-    optimizer = make_optimizer(lm, config)
+    optimizers = make_optimizers(lm, config)
     torch.manual_seed(config.seed)
-    state = restore(lm, optimizer, out)
+    state = restore(lm, optimizers, out)
     lm.train()
     with Log(out, state.step) as log, bar(f"training {out.name}", 1.0) as progress, _signals() as stop:
         last_checkpoint = time.perf_counter()
@@ -99,26 +99,24 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path)
                 break
             begin = time.perf_counter()
             if stop.requested or begin - last_checkpoint > config.checkpoint_seconds:
-                save_checkpoint(lm, optimizer, state, out)
+                save_checkpoint(lm, optimizers, state, out)
                 last_checkpoint = time.perf_counter()
                 spent = state.overhead_seconds + last_checkpoint - begin
                 state = replace(state, overhead_seconds=spent)
                 stop.leave()
             begin = time.perf_counter()
-            rate = config.learning_rate * learning_rate_share(
-                config.schedule, share, warmup=config.warmup, floor=config.floor
-            )
+            rate = learning_rate_share(config.schedule, share, warmup=config.warmup, floor=config.floor)
             batch = next(batches)
-            figures = step(lm, optimizer, task, batch, rate, config.clip)
+            figures = step(lm, optimizers, task, batch, rate, config.clip)
             state = replace(
                 state,
                 step=state.step + 1,
                 tokens=state.tokens + sum(micro.num_tokens for micro in batch),
                 seconds=state.seconds + time.perf_counter() - begin,
             )
-            note = log.training(state, figures | {"learning_rate": rate})
+            note = log.training(state, figures | {"learning_rate": rate * config.learning_rate})
             progress.reach(share, note)
-        save_checkpoint(lm, optimizer, state, out)
+        save_checkpoint(lm, optimizers, state, out)
     return {
         "steps": state.step,
         "tokens": state.tokens,
@@ -131,13 +129,25 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path)
 
 def step(
     lm: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     task: Task[M],
     batch: Sequence[M],
     rate: float,
     clip: float,
 ) -> dict[str, Tensor]:
-    """One update: the loss is a mean over all terms of the batch, however it is split."""
+    """One update: the loss is a mean over all terms of the batch, however it is split.
+
+    Args:
+        lm: the model.
+        optimizers: each group of theirs knows its peak learning rate.
+        task: gives the loss.
+        batch: micro-batches.
+        rate: learning rate as a share of its peak.
+        clip: largest norm of the gradient.
+
+    Returns:
+        The batch's mean loss, the task's figures and the gradient's norm, still on the device.
+    """
     weight = sum(micro.weight for micro in batch)
     totals: dict[str, Tensor] = {}
     for micro in batch:
@@ -146,24 +156,45 @@ def step(
         for name, value in ({"loss": loss} | figures).items():
             totals[name] = totals.get(name, torch.zeros((), device=loss.device)) + value.detach() / weight
     totals["gradient_norm"] = torch.nn.utils.clip_grad_norm_(lm.parameters(), clip, foreach=True)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["peak"]
+        optimizer.step()
+        optimizer.zero_grad()
     return totals
 
 
-def make_optimizer(lm: PreTrainedModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Fused AdamW; weight decay on matrices only."""
+def make_optimizers(lm: PreTrainedModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Fused AdamW for all weights, or Muon (torch's own) for the body's matrices and AdamW for the rest.
+
+    Muon's steps are scaled to the root mean square of AdamW's (Liu et al., 2025); weight decay is on
+    matrices only.
+    """
+    tables = {id(part.weight) for part in (lm.get_input_embeddings(), lm.get_output_embeddings())}
     weights = [weight for weight in lm.parameters() if weight.requires_grad]
-    matrices = [weight for weight in weights if weight.ndim > 1]
-    others = [weight for weight in weights if weight.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
+    by_muon = [w for w in weights if config.optimizer == "muon" and w.ndim == 2 and id(w) not in tables]  # noqa: PLR2004
+    left = {id(weight) for weight in by_muon}
+    matrices = [weight for weight in weights if id(weight) not in left and weight.ndim > 1]
+    vectors = [weight for weight in weights if weight.ndim <= 1]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.weight_decay, "peak": config.learning_rate},
+                {"params": vectors, "weight_decay": 0.0, "peak": config.learning_rate},
+            ],
+            betas=config.betas,
+            fused=True,
+        )
+    ]
+    if by_muon:
+        optimizers.append(
+            torch.optim.Muon(
+                [{"params": by_muon, "peak": config.muon_learning_rate}],
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
 
 
 class Log:
@@ -238,7 +269,7 @@ def _tensorboard(out: Path, step: int) -> Any:
 
 
 def save_checkpoint(
-    lm: PreTrainedModel, optimizer: torch.optim.Optimizer, state: State, out: Path
+    lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], state: State, out: Path
 ) -> None:
     """Write weights, moments, random state and clock as one folder, whole or not at all; keep the last two."""
     folder = out / CHECKPOINTS_FOLDER
@@ -248,7 +279,8 @@ def save_checkpoint(
     weights = {name: weight.detach().contiguous() for name, weight in lm.named_parameters()}
     save_file(weights, partial / "model.safetensors")
     moments = {
-        f"{index}.{name}": value
+        f"{number}.{index}.{name}": value
+        for number, optimizer in enumerate(optimizers)
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
@@ -260,7 +292,7 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def restore(lm: PreTrainedModel, optimizer: torch.optim.Optimizer, out: Path) -> State:
+def restore(lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], out: Path) -> State:
     """Load the newest checkpoint in `out` that can be read; a damaged one is named and passed over."""
     folder = out / CHECKPOINTS_FOLDER
     found = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
@@ -276,11 +308,13 @@ def restore(lm: PreTrainedModel, optimizer: torch.optim.Optimizer, out: Path) ->
             for name, weight in lm.named_parameters():
                 weight.copy_(weights[name])
         torch.set_rng_state(moments.pop("random"))
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
+        for number, optimizer in enumerate(optimizers):
+            entries: dict[int, dict[str, Tensor]] = {}
+            for key, value in moments.items():
+                owner, index, name = key.split(".", 2)
+                if int(owner) == number:
+                    entries.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
         return state
     return State()
 

@@ -10,95 +10,37 @@ from __future__ import annotations
 from typing import Final
 
 _LISTED: Final = """
-ackly admined admited alder allots almaled almon ambra ammons angri ankers archard archy armens
-armon asters babbits bades baill baitt baled balley bamm banded bane banes bangle barrier
-barries barrows bated battan batter baxes beaff beall beapp beass bebber beck bedes beers
-beevers beges bend benes bern bert beses betes better bettor bice bicker biff biges bilder billy
-bined bines bing bird bired bires birly bixes blan blanked blans blanton bleck blend blew
-blickly blimp bloke bloss blowly blowns bock bodes boldes boline bone bones boney bong bonoy
-boodles boop boos boost boozed borded bore bores bornes borrees borses bort bosses bost boule
-boupe bouse bovely brack bracked brake braked brall brands branked brans brants brase brashs
-brede brents brests brew brickers brickly brightened brings brit brode bronts broshs brossed
-brosts browly browns buffets buffins build bungle bunnies bunny buntes bupp bust butes cackle
-cackles calan caleed cales cane canted cantle cantles cappy carmers carriss case castles cate
-cated catle caved cavered ceall cedd cell cengle cerious cert cevered cevored chaff champins
-chand changes chans chapped chared chars chassed chats cheared checked cheered cheeted chert
-chest chew chickly chilley chin chipped chit chock chocked chole chowly cilly cingle cire ciss
-cited clack clan clang clanked clared class clell clew click clickly clierd clintly cloke clomp
-clothy clowly cluck clump codd coke cokes colered cond cone conely coney cong cook cool cordes
-core cores corter cose cosey cosse cour coxes crack crains crall crauns crayn crayns creaks
-crean creans crear creared crears creas creased creats creeded creel creem creer creers crew
-crickets crickly crider crock croes crooms croomy croon croons croors crowly cully curied curry
-cutter dack dake dancy danny dappers dazzles deavers decter dewed dide dike dillows dired
-dockens docket dockets doke donely doodles dotey doun dovered draned drans dreger droge droke
-dromer dross drosted drover drowns druges ductes edmared edmoned fable fair fais fake falt fane
-fangle fanted fare fared fate fated faved fear feas feed fend feng ferries fers fethers fewed
-ficker fike fill filly fined fired firmers firmes fite fited fived fleased flew flin flock
-flopped flowly flowns foges foisy foleded fonely fongers font fool foor foot ford forde former
-forse foshes fran fraps freaded freared freers freeted frend freund frew frickly frock galley
-gammed gamped gane ganed gare gased gill gined ginter gited gived glared gleamy gleavy glew
-glowly glowt goldes gond goney gook goor gorden gores gote goune gove grailed grained grall
-gralled gran grans grant graped greared greased greated greeded greened greered grew grin grit
-groened grone groomy grooted grooved growly grown growns guffins gunny habbits hable hackes
-hacky hagge hale haley halled halted hamped hample hanay handes handle handles handy hane hanged
-hanges happed happes harby harded hared harey harmer harmers harned harry harte hashed hate
-hated haulages haved hawey heck hecked heckes hegey helfed hendes heney henke heppy herded
-herdes herse herses herte herted hess hewed hice hilleys hinded hindes hine hiney hinly hippy
-hire hired hirey hirly hirse hirsty hite hived hock hockes hockly hoctor hoffed hoke holey holl
-holles holow holtes hone honely honged honny hook hoot hope hoppy hore hose hosey hosse hostes
-hotes hour houre house huffins hully hunded huney hunny huppy hutter impend ipsen jack jacked
-jake jane jangle jarred jase jemma jengle jerries jewed jingle jole jood joon jous jouze juke
-jure kalp kang kapp kappy kart kase kased kate keck kemp kent kerries kewed kild killy kint
-kired knag knat knay knee knel knet kney knin knoe knot know knoy knue komp kong kosted kotton
-kovared kovened kuck kurd lable laced ladded lade lage laked laled lall lanaly landed lane
-lanely lanted laped lapp lappy lare lared larmers larrey lase lased lashed lated laved leaver
-lebed leke lend lene lenely leppy lere lern lest leted leve leved lewed lice lide lile lime limp
-lined linely linly lire lirenes lirly lise lited lively loches locken locket lode loged logg
-lone loned lones loney look loot lope lorde lore lored loried lose lott lotted lottess lout
-loxes luke lumber lure lute lutter mace madel maine maise make male malle malley mane maned
-mangles manters marden marmer marmers marmon masal mase masted mate mave mayse mease meater
-medar medils meeke meese meld mene ment menty mere mewed midal miked milly mine mined minly
-minter mione mire mired mirs mised mite mobil modal modals moddern model moiry moise moke mokes
-mondes monely mong monk monkes mooce mook moone moor moore moose mope more morn morse morsed
-morses morted mose mottern movered mowre muckly muise munny muse muze nace nacked naify nailles
-naily naned napped nappy narsed neadles neagles neasy neety newed nired nirvous noesy noiry nold
-nolde noldes noley noony noosy norse oliphants opsed osland pack pade paffed pake palate pane
-panged pangles pant panted pantes pantle papp parate parates parmer parmers parry pate pealer
-pearet pedal peenuts pegg pell pellas pellow pellows perries petal pewed pilley pinted pirple
-plaked plan plans plas plass playsed pleaded pleated pless plew plewed plittly plock plocked
-plopped plowed plowly plueed pock pocked pockes pockets poges poisy poke polleys polloes pomay
-pondes pones poney pong pontes poodles poon poor pope popey possed postes poul poule pour
-pranked prans prept prew prindly pripared prittly prowly puffins putter quackly quan quaned
-quant quashly quast quicker quiver rack racket rackets rade randed randle rane raned rape rapty
-rase rate ratle raze reatched reavers reckers reddies rella rene rest rewed ribbit ribbits
-rickens rickets ride ring ripe ritten rode rogg role roley rolf ronely roney ronges rood rool
-ropered rore rors roshes roule rovered roxes rubbel rule rundle ruppels rute saced sack sacked
-sacky saddle sailyr sake sallee sallers sally salved samb sample sand sanded sanky sanly sanna
-santed sapp sappy sare sarly sass sate satly satt saylors scabed scaded scamed scaned scaped
-sceced scened scired scited scored sealers seanor season seaver seavers sebbies seck secked
-secly sect sell selly send sendy seng senged senly senny sent sepp serry sesly setly sevly
-shacked shagg shamp shan shand shaned shapped sheaned sheck sheered sheng shepp shew shickly
-shiepp shiner shir shiver shock shocked shode shone shope showly shown sift sigly signy siled
-sinced sind sinly sinny siply sired sirly siss sitly skans skared skew skihed skowly skowt slack
-slant slapp slapt slayly sleely slemp slew slewly slick slickly sliders sling sloely slopp slown
-smell smick smull snacked snaged snared snowly sock socket sockets sodly soeed soke sokly sold
-solde soles solly soltes solute sones songed songes sonny sood sook soonor soot sopp sors sort
-soses sosly sotes sotly soule sowed sowlor soxes spader spaders spars spated spazed speased spew
-spicer spil spit staffy stally stals stamp stan staned stans stared steck steened stell stemmy
-stepha stept stew stewed stickly sticky stilly stinky stiver stock stowed stowly strande strappe
-strapte streche stresse strucke sturmy suck suckle sueed sung sungy suply surma suttel sutter
-swapt swat swats swatt swel swets swick swins swips swirs swor swors swot tack taik tait take
-tale talle tally tamed taned tanked tappen tared tarry tate tated tayk teal tean teas teel tell
-tened tered terrain tesed tewed that thew thickly thinked thode thorped tice tick tiged tiled
-tille tilly tire tised tite tited toff toft toled tone toned toney tool toor toot topeed tore
-tored toted tour track tran tranged tranted treased treeted trew tris trone trowly tuckly tucky
-tuded tured tuted upsed vest vewed viged villey vincey vintes vong vonges vote wackes wadd waded
-waik wail wain wais waked wald waled walles walley walted wamm wand wanded waned wanges wardan
-warden ware wared warmers wased wass wassed wate wated wayl wead weakend weald wean weant wear
-weat weaver webry weded wees weged welles wemped wender weng wenk wented wentes wenty wered wers
-wert west wested weted wett whack whan what wheated whept whew whider whis whittey wick wide
-wiff wiked will willow willows willy windes wined winted wintes wired wirtes wisly wist wited
-wolded woll wond wong wonkes wonted wool woor woos wore wored worse woshed woshes wove woved
-wulf yack yaned yappy zally zancas zarry zewed zinky
+ambra archard archerd archy aspired attired baikor bailor band bang bangle bank barn bated beck bend
+bent bess bick bing blend blew blocked bloke blone bock bonded boney bong boodles boot brade brame
+breased brew brine brode brume buckle bundle bungle bunny cackles cammon canty cappy carded carden
+cared castles caved cell cend cerious cestle chanted checked cheng chers chessed chested chew
+chipped choke chore chose cited clapped clew clierd cliver cloke cockle cockles conely coney cong
+cook copp cord cordes corse cosse cost created crept crew crowly dack dapp dated dept ding dint
+dippor docked docker docket docter dood doodles dragged drew droke drove drover elephent factery
+failor fang fantle farmor fated fent filler fired firmer firs flew fogge foney fong forse frew galt
+ganed garded gated gerd ginter gipp glew goor gorden grew groovy gundle habbit habbits hack hacked
+hamb handle handles haney hanged hangen harden harker harmen harne harry hased hashes hast haste
+hated heck hell heney henke herse hewey hiced hicke hilly hiney hinges hintes hippe hippy hirde
+hired hirry hirs hirse hoctor holdes holey holly hong hood hoog hook hoor hoos hoot hoppe hopped
+hoppes hoppy hordes horror hotty hovey howey huddy hunny hunted hurry jangle jengle jingle jong
+jostes jostle kamp kant kapp kapt kard kelp kent kert kild knay knee kney know knoy kolp kord kump
+kunt kurious lack lacked land landed lared larmer legg leked lent lick lined lint lizz locker lockes
+locket lockets loded lofte loney loon loot lorey losses lowely lunny lutious marden marker mated
+merkel mired molle mong monk moon morken most munny mustle nagged nailor napp neadles nealy nell
+nervion nirvous noizy nood nooly nowzy osland packed packer padded paddle palate panted pantle pared
+pars paved peenuts pell pent pick plannor plew plopped plowed pock pocket pockets pompass ponde
+poney ponte pontes poodles poolles poon porde ported portle poss poste postes postle prept prew
+priest pripared prone pronged puddle quiver racket rackets rampy rapped raved reatched reck ribben
+ribbit rickers rickets rockers rold rollin rong ronk rood rook rummy sack sailers sand sant santy
+sapp sapped sars sass sated seaver sebby seck sedd self sell send seng sent sepp sept sers servour
+sheng shew shield shiver shore simper sind siss sited slamb slapt slew slidd slipt sloss smeld smelt
+snoke sock socket sockets sold solves sommor sonny soonor soor soot sopp sowlor stent stew stiemb
+stiver stoory stracke strande strappe streste suck suckle sund sung swapp swapt swopt taced tack
+tais teak tean tear teat teer teng tered thew thickly thursty tick tiled tipp tock toled toned tong
+tool toom toon toor town tracter trent trew trone tumble tunny uppes waced wack waded wafted wain
+wais wall waned wang want wantes warden warder warmer wated waur wead weal wean wear weat weck weld
+welded wend weng wept west wezz whept whew whysper wiled will wimp winded windes wined wint winton
+wipp wird wired wist wodd woll wond wong wont wonte wonted wontes wook wool woor woos wored worse
+wulf wurd
 """
 COLLISIONS: Final = frozenset(_LISTED.split())

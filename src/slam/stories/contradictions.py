@@ -162,8 +162,7 @@ def _reason(kind: str, facts: Facts, wrong: Facts) -> str:
         return f"{facts.hero} {facts.first} first and {facts.second} later, not the other way round"
     if kind == "role":
         return (
-            f"{facts.hero} was the one who gave and {facts.friend} the one who got, "
-            "not the other way round"
+            f"{facts.hero} was the one who gave and {facts.friend} the one who got, not the other way round"
         )
     if kind == "cause":
         right_cause, wrong_cause = (render(f.cause, f, {}) for f in (facts, wrong))

@@ -200,9 +200,7 @@ def draw_story(rng: random.Random, split: Split, options: Endings = _ALL_ENDINGS
 
 def sentence_frames() -> tuple[str, ...]:
     """Every distinct sentence template that stories and sentences are made from."""
-    told = [
-        frame for family in FAMILIES for beat in (*family.beats, family.endings) for frame in beat
-    ]
+    told = [frame for family in FAMILIES for beat in (*family.beats, family.endings) for frame in beat]
     contrasts = [good for pairs in CONTRASTS.values() for good, _ in pairs]
     return tuple(dict.fromkeys((*told, *INTERLUDES, *contrasts)))
 

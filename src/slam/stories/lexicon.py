@@ -18,8 +18,7 @@ def _pool(words: str) -> tuple[str, ...]:
 GIRLS: Final = _pool("Anna Bridget Clara Edith Fiona Harriet Julia Naomi Rosa Wendy")
 BOYS: Final = _pool("Boris Carlos David George Kevin Oscar Patrick Thomas Victor Hugo")
 ANIMALS: Final = _pool(
-    "kitten horse rabbit monkey elephant pigeon lizard penguin camel wolf squirrel hedgehog "
-    "parrot dragon"
+    "kitten horse rabbit monkey elephant pigeon lizard penguin camel wolf squirrel hedgehog parrot dragon"
 )
 HELPERS: Final = _pool("baker doctor farmer sailor princess wizard gardener pilot")
 # Each place with the preposition that English wants before it.

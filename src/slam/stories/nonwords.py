@@ -22,6 +22,7 @@ MIN_LETTERS: Final = 4
 _MIN_NONWORDS: Final = 10
 _MAX_EXCHANGED: Final = 3
 _DRAWS: Final = 1000
+_MIN_STEM: Final = 3  # letters; a shorter rest is no stem, and its ending part of it
 # A "y" or "w" belongs to the vowel before it ("play", "yellow"); "qu" is a consonant group.
 _GROUPS: Final = re.compile(
     r"qu|[aeiou]+(?:[yw](?![aeiouy]))?|(?<=[^aeiou])y|(?:y(?=[aeiou])|(?!qu)[^aeiouy])+"
@@ -88,7 +89,12 @@ def candidates_of(word: str) -> tuple[str, ...]:
         for index in exchanged:
             letters[index] = rng.choice(inventory.get(_slot(groups[index]), (letters[index],)))
         candidate = "".join(letters) + ending
-        if candidate not in ALL_WORDS and candidate != word and _is_sayable(candidate):
+        if (
+            candidate not in ALL_WORDS
+            and _is_sayable(candidate)
+            # letters at a seam may group anew ("qu" before "y"), and then no longer sound as exchanged
+            and pattern_of(candidate) == pattern_of(word)
+        ):
             found[candidate] = None
     return tuple(found)
 
@@ -102,7 +108,7 @@ def pattern_of(word: str) -> str:
 
 def _split_groups(word: str) -> tuple[list[_Group], str]:
     match = _ENDING.search(word)
-    ending = match[0] if match and len(word) - len(match[0]) >= 3 else ""
+    ending = match[0] if match and len(word) - len(match[0]) >= _MIN_STEM else ""
     parts = _GROUPS.findall(word[: len(word) - len(ending)])
     places = ["middle"] * len(parts)
     places[-1] = "end"

@@ -100,10 +100,7 @@ def write_texts(source: str, count: int, *, split: Split, seed: int) -> list[Tex
     if len(drawn) < count:
         raise ValueError(f"only {len(drawn)} distinct texts of {source!r}, not {count}")
     label = f"{split}-{_SINGULAR[source]}"
-    return [
-        Text(f"{label}-{index:06d}", text, source, story)
-        for index, (text, story) in enumerate(drawn)
-    ]
+    return [Text(f"{label}-{index:06d}", text, source, story) for index, (text, story) in enumerate(drawn)]
 
 
 _SINGULAR: Final = {

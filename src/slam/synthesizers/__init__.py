@@ -28,7 +28,9 @@ class Speech:
 
     def seconds_at(self, character: int) -> float:
         """When the first word at or after `character` of the text began; the end if there is none."""
-        return next((seconds for start, seconds in self.word_seconds if start >= character), self.audio.seconds)
+        return next(
+            (seconds for start, seconds in self.word_seconds if start >= character), self.audio.seconds
+        )
 
 
 @runtime_checkable

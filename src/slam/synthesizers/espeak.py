@@ -131,7 +131,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
     finally:
         library.espeak_Terminate()
         if hasattr(_ctypes, "dlclose"):
-            _ctypes.dlclose(library._handle)
+            _ctypes.dlclose(library._handle)  # noqa: SLF001 - ctypes has no public way to unload
 
 
 def _loader() -> Any:

@@ -36,5 +36,3 @@ def load_vocoder(name: str, tokenizer: SpeechTokenizer) -> Vocoder:
     """
     found: type[Vocoder] = parts.resolve("vocoder", name, BUILT_IN)
     return found.for_tokenizer(tokenizer)
-
-

@@ -1,7 +1,7 @@
 """Units whose centroids are spectra → sound: expand by durations, invert the mel filters, find the phases.
 
-Phases come from the fast Griffin-Lim algorithm (Perraudin et al., 2013). It speaks no voice of its own: what is
-heard is what the units kept.
+Phases come from the fast Griffin-Lim algorithm (Perraudin et al., 2013). It speaks no voice of its own:
+what is heard is what the units kept.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ class GriffinLim:
             ConfigError: its units stand for something else.
         """
         if not isinstance(tokenizer, LogMelKMeans):
-            raise ConfigError(f"griffin-lim cannot speak the units of {tokenizer.name!r}: they are no spectra")
+            raise ConfigError(
+                f"griffin-lim cannot speak the units of {tokenizer.name!r}: they are no spectra"
+            )
         return cls(tokenizer.spectra(), tokenizer.mean_durations)
 
     def decode(self, batch: Sequence[Units]) -> list[Audio]:
@@ -101,6 +103,6 @@ def _inverse_filters() -> npt.NDArray[np.float32]:
     """
     filters = mel_filters(_WINDOW).T  # [80, 513]
     share = filters / np.maximum(filters.sum(axis=0, keepdims=True), 1e-8)
-    return np.asarray(share / np.maximum((filters * share).sum(axis=1, keepdims=True), 1e-8), dtype=np.float32)
-
-
+    return np.asarray(
+        share / np.maximum((filters * share).sum(axis=1, keepdims=True), 1e-8), dtype=np.float32
+    )
