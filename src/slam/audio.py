@@ -4,6 +4,7 @@ libsndfile reads (wav, flac, ogg, mp3 …) and soxr resamples; both are imported
 training machines need neither.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from slam.errors import InputError
 from slam.run import replacing
 
+# libsndfile's log of a wav that ends before its data does
+_SHORT_DATA = re.compile(r"data : (\d+) \(should be (\d+)\)")
+_UNKNOWN_LENGTH = 0x7FFF_0000  # bytes; a program that wrote into a pipe claims as much as it can
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64"})
 
 
@@ -43,21 +47,33 @@ def read_audio(path: Path, sample_rate: int | None = None) -> Audio:
     """Read a sound file as mono, channels averaged, resampled to `sample_rate` Hz if one is given.
 
     Raises:
-        InputError: the file is missing, unreadable or empty, or holds values that are not finite.
+        InputError: the file is missing, unreadable, cut short or empty, or holds values that are not
+            finite. (An ogg file does not say how long it was, so a cut one is not told from a short one.)
     """
     import soundfile
 
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            is_cut = len(samples) < file.frames or _lacks_data(file.extra_info)
     except (soundfile.SoundFileError, OSError, MemoryError, ValueError) as error:
         reason = "no such file" if not path.exists() else f"unreadable ({error})".replace("\n", " ")
         raise InputError(f"{path}: {reason}") from None
-    if not len(samples):
-        raise InputError(f"{path}: holds no samples")
+    if is_cut:
+        raise InputError(f"{path}: is cut short; {len(samples) / rate:.2f} seconds are left of it")
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: holds samples that are not finite")
     audio = Audio(np.ascontiguousarray(samples.mean(axis=1)), rate)
-    return audio if sample_rate is None else audio.resample(sample_rate)
+    audio = audio if sample_rate is None else audio.resample(sample_rate)
+    if not len(audio.samples):  # of a few samples, resampling may leave none
+        raise InputError(f"{path}: holds no samples")
+    return audio
+
+
+def _lacks_data(log: str) -> bool:
+    """Whether libsndfile's log of an opened file says that less follows the header than it promises."""
+    found = _SHORT_DATA.search(log)
+    return found is not None and int(found[2]) < int(found[1]) < _UNKNOWN_LENGTH
 
 
 def write_audio(path: Path, audio: Audio) -> None:

@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from slam.audio import Audio, find_audio, read_audio
 from slam.errors import ConfigError, InputError
 from slam.pairs import PAIRS_FILE
 from slam.progress import bar
-from slam.run import Results, atomic_write, read_json_lines, source, stage, write_json_lines
+from slam.run import Results, atomic_write, effort, read_json_lines, source, stage, write_json_lines
 from slam.tokenizers import ABOUT_FILE, BUILT_IN, SpeechTokenizer, load_tokenizer, tokenizer_class
 from slam.units import TOKENIZER_FOLDER, Units, finish_units, read_rows, shard_path, write_shard
 
@@ -46,7 +46,7 @@ class EncodeConfig:
     """Decides the fitting sample and the first centroids."""
     shard_size: int = 1000
     """Recordings in a unit of work."""
-    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    num_workers: int = effort(lambda: os.cpu_count() or 1)
     """Recordings that are encoded at the same time."""
     max_failures: float = 0.05
     """Share of recordings that may fail before the stage does."""
@@ -54,8 +54,10 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if not 2 <= self.num_units <= 65_000:  # noqa: PLR2004 - tokens are uint16
             raise ConfigError(f"num_units = {self.num_units}: must lie between 2 and 65,000")
-        if self.shard_size < 1 or self.fit_seconds <= 0:
-            raise ConfigError("shard_size and fit_seconds must be more than 0")
+        if self.shard_size < 1 or self.num_workers < 1 or self.fit_seconds <= 0:
+            raise ConfigError("shard_size, num_workers and fit_seconds must be more than 0")
+        if not 0 <= self.max_failures <= 1:
+            raise ConfigError(f"max_failures = {self.max_failures}: is a share, between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -120,21 +122,34 @@ def find_recordings(folder: Path) -> list[Recording]:
     """The rows of a manifest if there is one, else every sound file under `folder`, sorted.
 
     Raises:
-        InputError: the folder is missing or holds none.
+        InputError: the folder is missing or holds none, or its manifest is none of recordings.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of recordings")
     manifest = folder / _MANIFEST_FILE
     if manifest.is_file():
         rows = read_json_lines(manifest)
-        if rows and "audio" not in rows[0]:
-            raise InputError(f"{folder}: holds text without sound; synthesize it without text_only")
-        recordings = [Recording(row["id"], folder / row["audio"]) for row in rows]
+        recordings = list(_listed(manifest, rows))
     else:
         recordings = [Recording(str(path.relative_to(folder)), path) for path in find_audio(folder)]
     if not recordings:
         raise InputError(f"{folder}: holds no recordings (wav, flac, ogg, mp3 …)")
     return recordings
+
+
+def _listed(manifest: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Recording]:
+    """The recordings that a manifest names, each once."""
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        if "audio" not in row:
+            raise InputError(
+                f'{manifest}: row {number} has no "audio": text without sound; synthesize it without text_only'
+            )
+        name = row.get("id")
+        if not isinstance(name, str) or name in seen:
+            raise InputError(f"{manifest}: row {number}: the id {name!r} is missing or was given before")
+        seen.add(name)
+        yield Recording(name, manifest.parent / row["audio"])
 
 
 def _tokenizer(config: EncodeConfig, recordings: Sequence[Recording], out: Path) -> SpeechTokenizer:

@@ -17,7 +17,7 @@ from slam.metrics.preference import bootstrap_mean, preferences
 from slam.pairs import Pair, read_pairs
 from slam.progress import bar
 from slam.run import Results, source, stage, write_json, write_json_lines
-from slam.units import Units, read_units
+from slam.units import Units, UnitsFolder, read_units
 
 if TYPE_CHECKING:
     from slam.model import SpeechLM
@@ -65,7 +65,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> Results:
     """Score every model on every benchmark; write `results.json`, `kinds.json` and `items.jsonl`.
 
     Raises:
-        InputError: a model or a benchmark cannot be read, or a score is not a number.
+        InputError: a model or a benchmark cannot be read, two folders hold the same benchmark, or a score
+            is not a number.
         MismatchError: a benchmark was encoded by another tokenizer than a model's.
     """
     from slam.model import SpeechLM, use_packed
@@ -75,6 +76,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> Results:
     items: list[dict[str, Any]] = []
     opened = [read_units(folder) for folder in config.benchmarks]
     sets = [(units, read_pairs(units)) for units in opened]
+    _check_distinct(sets)
     with bar("scoring", len(config.models) * len(sets)) as progress:
         for name, folder in config.models.items():
             speech_lm = SpeechLM.load(folder)
@@ -121,12 +123,27 @@ def score(speech_lm: "SpeechLM", pairs: Sequence[Pair], most_tokens: int) -> tup
 
     documents = [document(pair.prompt, pair.chosen) for pair in pairs]
     documents += [document(pair.prompt, pair.rejected) for pair in pairs]
-    sums, counts = log_likelihoods(speech_lm.lm, documents, most_tokens=most_tokens)
-    means = sums / counts
+    # equal documents are scored once: rounding, which differs with the place in a batch, must not break a tie
+    first_seen = {one.tobytes(): one for one in documents}
+    number = {key: index for index, key in enumerate(first_seen)}
+    sums, counts = log_likelihoods(speech_lm.lm, list(first_seen.values()), most_tokens=most_tokens)
+    means = (sums / counts)[[number[one.tobytes()] for one in documents]]
     if not np.isfinite(means).all():
         first = pairs[int(np.flatnonzero(~np.isfinite(means))[0]) % len(pairs)]
         raise InputError(f"pair {first.id!r}: its log-likelihood is not a number; the model's weights are broken")
     return means[: len(pairs)], means[len(pairs) :]
+
+
+def _check_distinct(sets: Sequence[tuple[UnitsFolder, list[Pair]]]) -> None:
+    """Refuse a benchmark that is in two folders: its name would stand for two numbers."""
+    owner: dict[str, Path] = {}
+    for units, pairs in sets:
+        for name in {pair.benchmark for pair in pairs}:
+            if name in owner:
+                raise InputError(
+                    f"{units.path}: holds pairs of {name!r}, and so does {owner[name]}; evaluate one of them"
+                )
+            owner[name] = units.path
 
 
 def _groups(keys: Sequence[str]) -> dict[str, list[int]]:

@@ -5,6 +5,7 @@ whichever others are made beside it.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,12 @@ class GenerateConfig:
             raise ConfigError("name at least one model")
         if self.num_prompts < 1 or self.max_new_units < 1 or self.top_k < 1:
             raise ConfigError("num_prompts, max_new_units and top_k must be at least 1")
+        if self.prompt_seconds is not None and self.prompt_seconds < 0:
+            raise ConfigError(f"prompt_seconds = {self.prompt_seconds}: must not be negative")
+        for name in self.models:
+            # each model's sounds are named after it, beside those of the prompts
+            if not re.fullmatch(r"[\w.+-]+", name) or name == "prompt":
+                raise ConfigError(f"models: {name!r} cannot name a sound file; use letters, digits and dashes")
         if self.temperature < 0 or self.repetition_penalty <= 0:
             raise ConfigError("temperature must not be negative, repetition_penalty must be more than 0")
 
@@ -144,8 +151,11 @@ def continue_units(
     """
     import torch
 
+    from slam.model import check_length
+
     vocabulary = speech_lm.vocabulary
     tokens = vocabulary.document(prompt.ids)[:-1].astype(np.int64)
+    check_length(speech_lm.lm, len(tokens) + config.max_new_units)
     seed = int.from_bytes(hashlib.sha256(f"{config.seed} {name}".encode()).digest()[:4])
     torch.manual_seed(seed)
     sampling: dict[str, Any] = {"do_sample": False}

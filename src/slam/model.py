@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -27,6 +28,8 @@ ABOUT_FILE = "slam.json"
 PACKED = "slam_packed"
 _IGNORED = -100  # the target that cross-entropy leaves out
 _THETA_TOLERANCE = 1e-3
+_PACKING_TOLERANCE = 1e-2  # of the scores' spread: above TF32's rounding, below any leak seen
+_CHOOSE = "choose another base, such as a Qwen, Llama, Pythia, OPT or GPT-2"
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -77,7 +80,9 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     document_lengths: Sequence[int] | None = None,
-    **_: Any,  # noqa: ANN401 - other backends' options
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,  # what other backends want to know and what does not change the scores
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document, by torch's fused kernel, one document at a time.
 
@@ -90,13 +95,26 @@ def packed_attention(
         scaling: factor on the scores.
         dropout: on the attention weights.
         document_lengths: tokens in each document, M in all.
+        sliding_window: tokens that a layer may look back over; harmless while no document is longer.
+        softcap: a bound on the scores, which the fused kernel does not know.
 
     Returns:
         `([1, M, heads, width], None)`, as `transformers` wants it.
+
+    Raises:
+        ConfigError: the layer wants something else than causal attention inside each document.
     """
+    layer = type(module).__name__
     if document_lengths is None:
-        raise TypeError(f"{type(module).__name__} does not hand document_lengths down to its attention")
+        raise ConfigError(f"{layer} does not hand document lengths on, so packing cannot keep documents apart")
+    if softcap is not None:
+        raise ConfigError(f"{layer} caps its attention scores, which packed training does not support")
     lengths = list(document_lengths)
+    if sliding_window is not None and max(lengths) > sliding_window:
+        raise ConfigError(
+            f"a document of {max(lengths)} tokens is longer than the window of {sliding_window} that {layer} "
+            "attends in; use a shorter context"
+        )
     outputs = [
         functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
@@ -122,14 +140,41 @@ def logits(lm: PreTrainedModel, batch: Packed) -> Tensor:
 
 
 def use_packed(lm: PreTrainedModel) -> None:
-    """Let `lm` attend inside packed documents.
+    """Let `lm` attend inside packed documents, and try it: each must score as it does alone.
+
+    A family that ignores positions or document lengths, or attends in another way, would not fail but give
+    wrong numbers; a few tokens show it.
 
     Raises:
-        ConfigError: the model limits attention to a window, which packing does not do.
+        ConfigError: the model's family cannot be packed.
+        InputError: its weights are broken.
     """
-    if getattr(lm.config, "use_sliding_window", False):
-        raise ConfigError("the base model attends in a sliding window, which packed training does not support")
-    lm.set_attn_implementation(PACKED)
+    family = type(lm).__name__
+    # families name the attention of their layers under either of two names
+    kinds = [*(getattr(lm.config, "layer_types", None) or ()), *(getattr(lm.config, "attention_layers", None) or ())]
+    if {"local", "chunked_attention", "linear_attention"} & set(kinds):
+        raise ConfigError(f"{family} does not attend to the whole of a document; {_CHOOSE}")
+    size = lm.config.vocab_size
+    documents = [np.arange(start, start + length) * 7 % size for start, length in ((3, 6), (11, 3), (5, 9))]
+    training = lm.training
+    lm.eval()
+    try:
+        with torch.no_grad():
+            lm.set_attn_implementation("eager")
+            alone = [
+                lm(input_ids=torch.from_numpy(one)[None].to(lm.device), use_cache=False).logits[0]
+                for one in documents
+            ]
+            lm.set_attn_implementation(PACKED)
+            together = logits(lm, packed(documents, lm.device))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{family} cannot be packed ({_first_line(error)}); {_CHOOSE}") from None
+    lm.train(training)
+    expected = torch.cat(alone)
+    if not expected.isfinite().all():
+        raise InputError(f"{lm.name_or_path or family}: its scores are not numbers, so its weights are broken")
+    if (together - expected).abs().max() > _PACKING_TOLERANCE * expected.std():
+        raise ConfigError(f"{family} scores packed documents otherwise than single ones; {_CHOOSE}")
 
 
 def token_log_likelihoods(lm: PreTrainedModel, batch: Packed) -> Tensor:
@@ -162,6 +207,21 @@ def by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
         yield group
 
 
+def check_length(lm: PreTrainedModel, num_tokens: int) -> None:
+    """Refuse what a model with a table of positions has no positions for; rotary positions have no end.
+
+    Raises:
+        InputError: the document is longer than the table.
+    """
+    longest = getattr(lm.config, "max_position_embeddings", None)
+    rotary = any(name.endswith("inv_freq") for name, _ in lm.named_buffers())
+    if longest is not None and num_tokens > longest and not rotary:
+        raise InputError(
+            f"a document of {num_tokens} tokens is longer than the {longest} positions that "
+            f"{lm.name_or_path or type(lm).__name__} has; shorten it, or choose a base with rotary positions"
+        )
+
+
 @torch.no_grad()
 def log_likelihoods(
     lm: PreTrainedModel,
@@ -180,8 +240,12 @@ def log_likelihoods(
 
     Returns:
         `(sums [D] float64 in nats, counts [D])`.
+
+    Raises:
+        InputError: a document is longer than the model has positions for.
     """
     device = lm.device
+    check_length(lm, max(map(len, documents), default=0))
     sums, counts = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
     training = lm.training
     lm.eval()
@@ -260,12 +324,7 @@ def load_lm(base: str) -> PreTrainedModel:
     Raises:
         InputError: it cannot be found, or is not a causal LM.
     """
-    try:
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{base}: no causal LM that transformers can load ({_first_line(error)})") from None
+    lm = _pretrained(base, _config(base))
     return lm.to(best_device())  # type: ignore[arg-type]
 
 
@@ -295,21 +354,22 @@ def new_lm(
         ConfigError: the base's context is shorter than `context`, or a setting did not take.
     """
     torch.manual_seed(seed)
-    config = _config(base, architecture, context)
+    config = _config(base) if base is not None else _small_qwen2(architecture, context)
     for name in list(config.to_dict()):
-        if "dropout" in name and isinstance(getattr(config, name, None), float):
+        if "drop" in name and isinstance(getattr(config, name, None), float):  # GPT-2 says attn_pdrop
             setattr(config, name, 0.0)
     if rope_theta is not None:
-        config.rope_parameters = dict(config.rope_parameters) | {"rope_theta": rope_theta}
-    if context > config.max_position_embeddings:
-        raise ConfigError(
-            f"context {context} is longer than the {config.max_position_embeddings} tokens that {base} allows"
-        )
+        # where the family has none, or one for each kind of layer, check_built says so
+        config.rope_parameters = (getattr(config, "rope_parameters", None) or {}) | {"rope_theta": rope_theta}
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and context > longest:
+        raise ConfigError(f"context {context} is longer than the {longest} tokens that {base} allows")
     if base is not None and initialization == "twist":
         lm = _pretrained(base, config)
         _swap_embeddings(lm, vocabulary.size)
     else:
         config.vocab_size = vocabulary.size
+        config.pad_token_id = vocabulary.pad  # the base's own may lie outside the new vocabulary
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for part in (lm.config, lm.generation_config):
         part.pad_token_id, part.bos_token_id, part.eos_token_id = (
@@ -322,17 +382,19 @@ def new_lm(
     return built
 
 
-def _config(base: str | None, architecture: Architecture, context: int) -> Any:
-    if base is None:
-        return transformers.Qwen2Config(
-            hidden_size=architecture.hidden_size,
-            intermediate_size=architecture.intermediate_size,
-            num_hidden_layers=architecture.num_layers,
-            num_attention_heads=architecture.num_heads,
-            num_key_value_heads=architecture.num_heads,
-            max_position_embeddings=context,
-            tie_word_embeddings=True,
-        )
+def _small_qwen2(architecture: Architecture, context: int) -> Any:
+    return transformers.Qwen2Config(
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        num_key_value_heads=architecture.num_heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+    )
+
+
+def _config(base: str) -> Any:
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -341,12 +403,21 @@ def _config(base: str | None, architecture: Architecture, context: int) -> Any:
 
 def _pretrained(base: str, config: Any) -> PreTrainedModel:
     try:
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        lm, loading = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{base}: no causal LM that transformers can load ({_first_line(error)})") from None
-    return lm
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers fills them in with random numbers
+        raise InputError(f"{base}: lacks {len(missing)} weights of a causal LM, the first {missing[0]}")
+    built: PreTrainedModel = lm
+    return built
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from slam.units import UNITS_FILE, Ids, Vocabulary, read_units
 _TEXT_TOKENIZER_FILE = "tokenizer.json"
 _SPECIAL = ("<pad>", "<s>")  # their order gives text the tokens of `Vocabulary`: pad 0, boundary 1
 _UNKNOWN = "<unk>"
+_NUM_BYTES = 256  # byte-pair encoding starts from them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,11 @@ class PackConfig:
             raise ConfigError("train: name at least one folder of units or text")
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"validation_share = {self.validation_share}: must lie between 0 and 1")
-        if not 16 <= self.text_vocabulary <= 65_000:  # noqa: PLR2004 - tokens are uint16
-            raise ConfigError(f"text_vocabulary = {self.text_vocabulary}: must lie between 16 and 65,000")
+        least = _NUM_BYTES + len(_SPECIAL) if self.text_tokenizer == "bpe" else 16
+        if not least <= self.text_vocabulary <= 65_000:  # noqa: PLR2004 - tokens are uint16
+            raise ConfigError(
+                f"text_vocabulary = {self.text_vocabulary}: must lie between {least} and 65,000"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,13 @@ def pack(config: PackConfig, out: Path) -> Results:
 
     Raises:
         InputError: a folder holds neither, or there is nothing to pack.
-        MismatchError: folders were encoded by different tokenizers.
+        MismatchError: folders were encoded by different tokenizers, or some hold units and some text.
     """
-    if all((folder / UNITS_FILE).is_file() for folder in config.train + config.validation):
+    has_units = [(folder / UNITS_FILE).is_file() for folder in config.train + config.validation]
+    if all(has_units):
         read, about = _units_reader(config)
+    elif any(has_units):
+        raise MismatchError("train and validation: some folders hold units and some text; pack them apart")
     else:
         read, about = _text_reader(config, out)
     train = read(config.train)
@@ -158,6 +165,8 @@ def _texts(folders: Sequence[Path]) -> list[str]:
     texts = []
     for folder in folders:
         path = folder / "manifest.jsonl" if folder.is_dir() else folder
+        if not path.is_file():
+            raise InputError(f"{folder}: holds neither units nor text (a manifest.jsonl)")
         rows = read_json_lines(path)
         for number, row in enumerate(rows, 1):
             if not isinstance(row.get("text"), str):
@@ -173,6 +182,7 @@ def _fit_text_tokenizer(texts: Sequence[str], config: PackConfig) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     size = config.text_vocabulary
+    trainer: Any
     if config.text_tokenizer == "words":
         tokenizer = Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -190,4 +200,5 @@ def _fit_text_tokenizer(texts: Sequence[str], config: PackConfig) -> Any:
             show_progress=False,
         )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True  # a text that spells "<s>" means those letters, not a boundary
     return tokenizer

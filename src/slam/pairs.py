@@ -61,6 +61,9 @@ def read_pair_rows(folder: Path) -> list[PairRow]:
         missing = [name for name in _REQUIRED if name not in content]
         if missing:
             raise InputError(f"{path}:{number}: lacks {', '.join(missing)}")
+        for name in ("chosen_start", "rejected_start"):
+            if not isinstance(content[name], (int, float)) or content[name] < 0:
+                raise InputError(f"{path}:{number}: {name} = {content[name]!r}: expected seconds")
         if content["id"] in seen:
             raise InputError(f"{path}:{number}: a second pair named {content['id']!r}")
         seen.add(content["id"])

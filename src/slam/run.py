@@ -59,6 +59,11 @@ def source(default: Any = None, *, required: bool = False) -> Any:
     return field(default=default, metadata={"source": True})
 
 
+def effort(default_factory: Callable[[], Any]) -> Any:
+    """A dataclass field that says how the work is done, never what comes out: no part of the fingerprint."""
+    return field(default_factory=default_factory, metadata={"effort": True})
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` whole or not at all (a sibling file, flushed, then renamed)."""
     with replacing(path) as partial:
@@ -100,12 +105,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not JSON ({error}); make the folder again") from None
 
@@ -114,16 +119,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of one JSON object a line; blank lines are passed over.
 
     Raises:
-        InputError: the file is missing, or a line is not a JSON object (named by its number).
+        InputError: the file is missing or cannot be read, or a line is not a JSON object (named by its
+            number).
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error})") from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -134,6 +134,22 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, with or without a byte-order mark.
+
+    Only a line feed ends a line: JSON may hold the other characters at which `str.splitlines` cuts.
+
+    Raises:
+        InputError: the file is missing, cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def digest(content: Any) -> str:
@@ -181,7 +197,7 @@ def identity(stage: str, config: Any) -> tuple[str, dict[str, Any], dict[str, st
         if item.metadata.get("source"):
             for name, path in named_sources(item.name, value):
                 inputs[name] = fingerprint_of(path)
-        else:
+        elif not item.metadata.get("effort"):
             settings[item.name] = value
     fingerprint = digest([stage, settings, inputs, __version__])
     return fingerprint, json.loads(json.dumps(asdict(config), default=str)), inputs
@@ -232,6 +248,7 @@ def stage(work: Callable[[C, Path], Results]) -> Callable[[C, Path], Run]:
             )
         if state == "foreign":
             raise InputError(f"{out}: is not empty and no run of slam; choose another --out")
+        existed = out.exists()
         check_writable(out)
         started = out / STARTED_FILE
         before = read_json(started) if state == "started" else {"seconds": 0.0, "peak": 0}
@@ -251,7 +268,12 @@ def stage(work: Callable[[C, Path], Results]) -> Callable[[C, Path], Run]:
             results = work(config, out)
         except BaseException:
             with suppress(OSError):  # a full disk must not hide the error that it caused
-                write_json(started, spent())
+                if any(path != started for path in out.iterdir()):
+                    write_json(started, spent())
+                else:  # nothing to go on with, and other settings may be tried in the same place
+                    started.unlink()
+                    if not existed:
+                        out.rmdir()
             raise
         cost = spent()
         run = Run(

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slam.errors import InputError
+from slam.errors import ConfigError, InputError
 from slam.run import read_json, replacing, write_json
 from slam.units import Ids, Vocabulary
 
 SHARDS_FILE = "shards.json"
 SPLITS = ("train", "validation")
+_LEAST_CONTEXT = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class TokenShards:
 
         A last piece of a single token predicts nothing and is given to the piece before it, which is cut
         one token earlier.
+
+        Raises:
+            ConfigError: a context of fewer than 3 tokens leaves no room for that.
         """
+        if context < _LEAST_CONTEXT:
+            raise ConfigError(f"context = {context}: must be at least {_LEAST_CONTEXT} tokens")
         starts = np.concatenate((np.zeros(1, np.int64), self.ends[:-1]))
         lengths = self.ends - starts
         pieces = np.maximum(1, -(-lengths // context))
@@ -161,7 +167,7 @@ def open_shards(folder: Path, split: str) -> TokenShards:
     try:
         tokens = np.load(folder / split / "tokens.npy", mmap_mode="r", allow_pickle=False)
         ends = np.load(folder / split / "ends.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder / split}: damaged token shards ({error}); pack again") from None
     if not len(ends) or not len(tokens):
         raise InputError(f"{folder / split}: holds no documents")

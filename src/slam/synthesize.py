@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,11 +19,12 @@ from slam.audio import write_audio
 from slam.errors import ConfigError, InputError
 from slam.pairs import PairRow, write_pair_rows
 from slam.progress import bar
-from slam.run import Results, read_json_lines, source, stage, write_json_lines
+from slam.run import Results, effort, read_json_lines, read_lines, source, stage, write_json_lines
 from slam.stories import Split, write_pairs, write_texts
 from slam.synthesizers import Utterance, load_synthesizer
 
 MANIFEST_FILE = "manifest.jsonl"
+_FAILURES_FILE = "failures.jsonl"
 KINDED = ("preferences", "storycloze")  # whose pairs `kinds` restricts
 
 
@@ -54,7 +56,7 @@ class SynthesizeConfig:
     """Decides texts, voices and rates."""
     shard_size: int = 200
     """Utterances in a unit of work."""
-    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    num_workers: int = effort(lambda: os.cpu_count() or 1)
     """Processes that speak at the same time."""
 
     def __post_init__(self) -> None:
@@ -66,6 +68,10 @@ class SynthesizeConfig:
             raise ConfigError("voices and rates must each name at least one")
         if self.text_only and self.pairs:
             raise ConfigError("pairs are spoken: text_only cannot go with them")
+        for table in ("texts", "pairs"):
+            for name, count in getattr(self, table).items():
+                if count < 1:
+                    raise ConfigError(f"{table}.{name} = {count}: must be at least 1")
         for name, least in (("sample_rate", 8000), ("shard_size", 1), ("num_workers", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -106,7 +112,12 @@ def synthesize(config: SynthesizeConfig, out: Path) -> Results:
         jobs = [(config.synthesizer, config.sample_rate, out, index, shards[index]) for index in missing]
         for count in _perform(jobs, config.num_workers):
             progress.advance(count)
-    rows = [row for index in range(len(shards)) for row in read_json_lines(_rows_path(out, index))]
+    told = [row for index in range(len(shards)) for row in read_json_lines(_rows_path(out, index))]
+    rows = [row for row in told if "audio" in row]
+    failures = [row for row in told if "audio" not in row]
+    write_json_lines(out / _FAILURES_FILE, failures)
+    if not rows:
+        raise InputError(f"nothing could be spoken, the first: {failures[0]['reason']}")
     starts = {row["id"]: row.pop("side_seconds") for row in rows}
     write_json_lines(out / MANIFEST_FILE, rows)
     if pairs:
@@ -119,6 +130,8 @@ def synthesize(config: SynthesizeConfig, out: Path) -> Results:
         )
     return {
         "num_utterances": len(rows),
+        "num_failures": len(failures),
+        "failures": [row["reason"] for row in failures[:20]],
         "num_pairs": len(pairs),
         "num_words": sum(len(row["text"].split()) for row in rows),
         "seconds_of_speech": round(sum(row["seconds"] for row in rows), 2),
@@ -136,7 +149,7 @@ def plan(config: SynthesizeConfig) -> tuple[list[Line], list[dict[str, Any]]]:
         voice, rate = generator.choice(config.voices), generator.choice(config.rates)
         lines.append(Line(name, text, origin, story, voice, rate, start))
 
-    for number, text in enumerate(_read_lines(config.text) if config.text else (), 1):
+    for number, text in enumerate(_read_texts(config.text) if config.text else (), 1):
         say(f"line-{number:07d}", text, "text", None, key=f"line-{number}")
     try:
         for origin, count in config.texts.items():
@@ -170,29 +183,19 @@ def plan(config: SynthesizeConfig) -> tuple[list[Line], list[dict[str, Any]]]:
     return lines, pairs
 
 
-def _read_lines(path: Path) -> Iterator[str]:
+def _read_texts(path: Path) -> list[str]:
     """The utterances of the user's file, blank lines left out."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    empty = True
     if path.suffix == ".jsonl":
+        texts = []
         for number, row in enumerate(read_json_lines(path), 1):
-            text = row.get("text")
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(row.get("text"), str) or not row["text"].strip():
                 raise InputError(f'{path}: row {number} has no "text"')
-            empty = False
-            yield " ".join(text.split())
+            texts.append(row["text"])
     else:
-        try:
-            content = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-        for line in content.splitlines():
-            if line.strip():
-                empty = False
-                yield " ".join(line.split())
-    if empty:
+        texts = [line for line in read_lines(path) if line.strip()]
+    if not texts:
         raise InputError(f"{path}: holds no text")
+    return [" ".join(text.split()) for text in texts]
 
 
 Job = tuple[str, int, Path, int, Sequence[Line]]
@@ -206,6 +209,10 @@ def _perform(jobs: Sequence[Job], num_workers: int) -> Iterator[int]:
     pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn"))
     try:
         yield from pool.map(_speak_shard, jobs)
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that spoke was killed (out of memory?); run again to go on, with fewer num_workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -217,7 +224,13 @@ def _speak_shard(job: Job) -> int:
     rows = []
     for line in lines:
         utterance = Utterance(line.text, line.voice, line.rate)
-        speech = synthesizer.synthesize([utterance], sample_rate)[0]
+        try:
+            speech = synthesizer.synthesize([utterance], sample_rate)[0]
+        except InputError as error:
+            if line.source != "text":
+                raise
+            rows.append({"id": line.id, "reason": str(error)})  # a line of dashes ends no book
+            continue
         path = Path("audio") / f"{index:05d}" / f"{line.id}.wav"
         write_audio(out / path, speech.audio)
         start = speech.seconds_at(line.side_start) if line.side_start else 0.0

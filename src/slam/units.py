@@ -116,8 +116,9 @@ class Vocabulary:
         """
         ids = np.asarray(ids)
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_units):
+            outside = int(ids.min() if ids.min() < 0 else ids.max())
             raise MismatchError(
-                f"unit {int(ids.max())} is outside a vocabulary of {self.num_units} units; "
+                f"unit {outside} is outside a vocabulary of {self.num_units} units; "
                 "encode with the tokenizer that the model was trained on"
             )
         return (ids + self.offset).astype(np.uint16)
@@ -224,16 +225,22 @@ def read_units(folder: Path) -> UnitsFolder:
     if not (folder / UNITS_FILE).is_file():
         raise InputError(f"{folder}: holds no units; give a folder that `slam encode` wrote")
     about = read_json(folder / UNITS_FILE)
-    parts, names, total = [], [], 0
+    parts, total = [], 0
+    names: list[str] = []
     for index in range(about["num_shards"]):
         path = shard_path(folder, index)
         try:
             part = load_file(path)
-        except (OSError, SafetensorError) as error:
+            ids, durations, ends = part["ids"], part["durations"], part["ends"]
+            shard_names = [row["id"] for row in read_json_lines(path.with_suffix(".jsonl"))]
+        except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"{path}: damaged shard ({error}); encode again") from None
-        parts.append((part["ids"], part["durations"], part["ends"] + total))
-        total += len(part["ids"])
-    names = [row["id"] for row in read_rows(folder, about["num_shards"])]
+        last = int(ends[-1]) if len(ends) else 0
+        if not (len(ids) == len(durations) == last and len(ends) == len(shard_names)):
+            raise InputError(f"{path}: damaged shard (its units and its rows disagree); encode again")
+        parts.append((ids, durations, ends + total))
+        names += shard_names
+        total += len(ids)
     columns = list(zip(*parts, strict=True)) or [(), (), ()]
     return UnitsFolder(
         path=folder,

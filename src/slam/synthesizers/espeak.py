@@ -99,7 +99,7 @@ def _speak(utterance: Utterance, sample_rate: int) -> Speech:
         library.espeak_SetSynthCallback(callback)
         status = library.espeak_Synth(text, len(text) + 1, 0, _POS_CHARACTER, 0, _UTF8, None, None)
     samples: npt.NDArray[np.int16] = np.frombuffer(b"".join(chunks), np.int16)
-    if status != 0 or not len(samples):
+    if status != 0 or not words:  # of a text without words it makes a click
         raise InputError(f"eSpeak could not speak {utterance.text!r}")
     audio = Audio((samples / 32768).astype(np.float32), native_rate)
     return Speech(audio.resample(sample_rate), tuple(words))

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from conftest import sound
+from slam.audio import Audio, find_audio, read_audio, write_audio
+from slam.errors import InputError
+
+RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
+
+
+def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_any_rate_format_and_channel_count_is_read_as_the_same_tone(
+    suffix: str, rate: int, channels: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, np.stack([tone(rate)] * channels, axis=1), rate)
+    plain = read_audio(path)
+    assert plain.sample_rate == rate
+    audio = read_audio(path, 16_000)
+    assert audio.sample_rate == 16_000
+    assert audio.samples.dtype == np.float32
+    assert audio.samples.ndim == 1
+    assert audio.seconds == pytest.approx(1.0, abs=0.001)
+    inner = slice(4_000, 12_000)  # away from the edges, where codecs and filters fade
+    tolerance = 1e-3 if suffix in {"wav", "flac"} else 0.1
+    np.testing.assert_allclose(audio.samples[inner], tone(16_000)[inner], atol=tolerance)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    path = tmp_path / "two.wav"
+    soundfile.write(path, np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1), 16_000)
+    np.testing.assert_allclose(read_audio(path).samples, 0.125, atol=1e-4)
+
+
+def test_resampling_to_the_same_rate_changes_nothing() -> None:
+    audio = sound(0.1, 0)
+    assert audio.resample(16_000) is audio
+
+
+def test_resampling_keeps_what_both_rates_can_hold_and_drops_the_rest() -> None:
+    low, high = tone(48_000, hertz=3_000), tone(48_000, hertz=10_000)
+    resampled = Audio(low + high, 48_000).resample(16_000).samples
+    inner = slice(2_000, 14_000)
+    np.testing.assert_allclose(resampled[inner], tone(16_000, hertz=3_000)[inner], atol=2e-3)
+
+
+def test_what_is_written_is_read_again_to_sixteen_bits(tmp_path: Path) -> None:
+    audio = sound(0.2, 3)
+    for name in ("a.wav", "b.flac"):
+        write_audio(tmp_path / "new" / name, audio)
+        again = read_audio(tmp_path / "new" / name)
+        assert again.sample_rate == audio.sample_rate
+        np.testing.assert_allclose(again.samples, audio.samples, atol=1 / 32_768)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.wav", "b.flac"]
+
+
+def test_too_loud_samples_are_clipped_not_wrapped(tmp_path: Path) -> None:
+    write_audio(tmp_path / "loud.wav", Audio(np.array([1.5, -1.5, 0.0], np.float32), 16_000))
+    np.testing.assert_allclose(read_audio(tmp_path / "loud.wav").samples, [1, -1, 0], atol=1e-4)
+
+
+def expect(path: Path, reason: str, rate: int | None = None) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        read_audio(path, rate)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    expect(tmp_path / "none.wav", "no such file")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_file_that_is_no_sound_is_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"text.{suffix}"
+    path.write_bytes(b"this is not sound at all" * 20)
+    expect(path, "unreadable")
+    path.write_bytes(b"")
+    expect(path, "unreadable")
+
+
+def test_a_folder_named_like_a_sound_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.wav").mkdir()
+    expect(tmp_path / "folder.wav", "unreadable")
+
+
+def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    expect(tmp_path / "empty.wav", "no samples")
+
+
+def test_a_file_of_which_resampling_leaves_nothing_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "short.wav", np.ones(1, np.float32), 44_100)
+    assert len(read_audio(tmp_path / "short.wav").samples) == 1
+    expect(tmp_path / "short.wav", "no samples", rate=16_000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    samples = np.zeros(100, np.float32)
+    samples[50] = value
+    soundfile.write(tmp_path / "bad.wav", samples, 16_000, subtype="FLOAT")
+    expect(tmp_path / "bad.wav", "not finite")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
+def test_a_truncated_file_is_named(suffix: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, sound(2.0, 4).samples, 16_000)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    expect(path, "cut short|unreadable")
+
+
+def test_a_wav_written_into_a_pipe_is_whole_though_it_claims_more(tmp_path: Path) -> None:
+    path = tmp_path / "piped.wav"
+    soundfile.write(path, sound(0.5, 5).samples, 16_000)
+    content = bytearray(path.read_bytes())
+    content[40:44] = b"\xff\xff\xff\xff"  # the length of the data, unknown when the header was written
+    path.write_bytes(content)
+    assert len(read_audio(path).samples) == 8_000
+
+
+def test_sound_files_are_found_by_suffix_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.FLAC", "b/1.wav", "a.mp3", "notes.txt", "c.ogg", "d.wav.partial"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.wav").mkdir()
+    found = [str(path.relative_to(tmp_path)) for path in find_audio(tmp_path)]
+    assert found == ["a.mp3", "b/1.wav", "b/2.FLAC", "c.ogg"]

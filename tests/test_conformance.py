@@ -1,0 +1,64 @@
+"""The built-in parts keep the contract of `conformance.py`."""
+
+from pathlib import Path
+
+import pytest
+
+from conformance import check_synthesizer, check_tokenizer, check_vocoder
+from conftest import sound
+from slam import synthesizers, tokenizers, vocoders
+from slam.errors import ConfigError
+from slam.synthesizers import load_synthesizer
+from slam.tokenizers import SpeechTokenizer, tokenizer_class
+from slam.vocoders import load_vocoder
+
+RECORDINGS = [sound(1.3, 100), sound(2.0, 101), sound(1.1, 102, rate=22_050)]
+
+
+@pytest.mark.parametrize("name", sorted(tokenizers.BUILT_IN))
+def test_every_tokenizer_conforms(name: str, tmp_path: Path) -> None:
+    fitted = tokenizer_class(name).fit([sound(2.0, seed) for seed in range(6)], num_units=16, seed=1)
+    assert fitted.num_units == 16
+    check_tokenizer(fitted, tmp_path, RECORDINGS)
+
+
+@pytest.mark.parametrize("name", sorted(tokenizers.BUILT_IN))
+def test_fitting_is_a_function_of_recordings_and_seed(name: str) -> None:
+    recordings = [sound(2.0, seed) for seed in range(6)]
+    one, again, other = (
+        tokenizer_class(name).fit(iter(recordings), num_units=16, seed=seed) for seed in (1, 1, 2)
+    )
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("name", sorted(vocoders.BUILT_IN))
+def test_every_vocoder_conforms(name: str, tiny_tokenizer: SpeechTokenizer) -> None:
+    check_vocoder(
+        load_vocoder(name, tiny_tokenizer), tiny_tokenizer.encode(RECORDINGS), samples_per_frame=640
+    )
+
+
+@pytest.mark.parametrize("name", sorted(vocoders.BUILT_IN))
+def test_a_vocoder_refuses_units_that_it_cannot_speak(name: str, tiny_tokenizer: SpeechTokenizer) -> None:
+    class Strange:
+        name = "strange"
+
+    with pytest.raises(ConfigError, match="cannot speak the units of 'strange'"):
+        load_vocoder(name, Strange())
+    assert load_vocoder(name, tiny_tokenizer).name == name
+
+
+@pytest.mark.parametrize("name", sorted(synthesizers.BUILT_IN))
+def test_every_synthesizer_conforms(name: str) -> None:
+    pytest.importorskip("espeakng_loader", reason="slam[espeak] is not installed")
+    check_synthesizer(load_synthesizer(name), "en-us")
+
+
+def test_espeak_lists_the_voices_that_it_has() -> None:
+    pytest.importorskip("espeakng_loader", reason="slam[espeak] is not installed")
+    espeak = load_synthesizer("espeak")
+    with pytest.raises(ConfigError, match=r"no voice 'en-nowhere'; it has .*en-us"):
+        espeak.check_voice("en-nowhere")
+    with pytest.raises(ConfigError, match=r"no variant 'nobody'; it has .*f3"):
+        espeak.check_voice("en-us+nobody")
+    espeak.check_voice("en-us+f3")
