@@ -34,7 +34,7 @@ def frequent_words(texts: Path) -> set[str]:
 
 def sounds_of(words: Iterable[str]) -> dict[str, str]:
     """What eSpeak says for each word, without stress."""
-    with _fresh_library() as (library, _):
+    with _fresh_library() as library:
         _set_voice(library, "en-us")
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         sounds = {}

@@ -36,7 +36,7 @@ class Config:
     num_workers: int = effort(lambda: 4)
 
 
-class Broken(Exception):
+class BrokenOffError(Exception):
     pass
 
 
@@ -50,12 +50,12 @@ def work(config: Config, out: Path) -> dict[str, object]:
     if config.number == 13 and not (out / "mended").exists():
         time.sleep(0.02)
         (out / "mended").touch()
-        raise Broken
+        raise BrokenOffError
     return {"number": config.number}
 
 
 @stage
-def fail_at_once(config: Config, out: Path) -> dict[str, object]:
+def fail_at_once(config: Config, _out: Path) -> dict[str, object]:
     if config.number:
         raise InputError("wrong from the start")
     return {}
@@ -84,7 +84,7 @@ def test_a_stage_is_done_once_and_leaves_what_made_it(tmp_path: Path) -> None:
 
 def test_an_interrupted_stage_goes_on_and_adds_its_seconds(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenOffError):
         work(Config(number=13), out)
     assert read_run(out) is None
     spent = read_json(out / STARTED_FILE)["seconds"]
@@ -102,7 +102,7 @@ def test_an_interrupted_stage_goes_on_and_adds_its_seconds(tmp_path: Path) -> No
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     work(Config(number=3), tmp_path / "done")
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenOffError):
         work(Config(number=13), tmp_path / "started")
     for name in ("done", "started"):
         with pytest.raises(MismatchError, match="other settings or inputs") as caught:
@@ -220,9 +220,9 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
     def break_off() -> None:
         with replacing(path) as partial:
             partial.write_text("new but not")
-            raise Broken
+            raise BrokenOffError
 
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenOffError):
         break_off()
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]

@@ -1,9 +1,10 @@
 import itertools
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
@@ -90,10 +91,9 @@ def test_a_unit_outside_the_vocabulary_is_refused_by_name(ids: list[int], named:
         Vocabulary(5).tokens(np.array(ids))
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(FRAMES, max_size=4), max_size=3))
 def test_a_folder_of_units_gives_back_what_was_written(shards: list[list[list[int]]]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         units = read_units(write_folder(Path(folder), shards))
     written = [frames for shard in shards for frames in shard]

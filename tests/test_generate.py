@@ -1,0 +1,218 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import toy_language
+import transformers
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
+
+from slam.errors import ConfigError, InputError, MismatchError
+from slam.generate import GenerateConfig, continue_units, find_prompts, generate
+from slam.model import SpeechLM
+from slam.run import read_json_lines
+from slam.units import Units, read_units
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("generate")
+    for seed in (0, 1):
+        lm = toy_language.new_toy_lm(seed)
+        with torch.no_grad():
+            for weight in lm.parameters():
+                weight.mul_(6 if weight.ndim > 1 else 1)  # so that likelier units are much likelier
+        toy_language.write_lm(root / f"lm-{seed}", lm)
+    named = {f"said-{n}": ids for n, ids in enumerate(toy_language.utterances(9, shortest=8))}
+    toy_language.write_units(root / "units", named)
+    toy_language.write_pairs(root / "pairs", toy_language.counting_pairs(5))
+    return root
+
+
+def config_of(folders, **changes):
+    chosen = {
+        "models": {"first": folders / "lm-0", "second": folders / "lm-1"},
+        "prompts": folders / "units",
+        "num_prompts": 3,
+        "prompt_seconds": 0.16,  # four frames
+        "max_new_units": 12,
+    }
+    return GenerateConfig(**chosen | changes)
+
+
+@pytest.fixture(scope="module")
+def made(folders):
+    generate(config_of(folders), folders / "made")
+    return folders / "made"
+
+
+def continuations(folder):
+    rows = read_json_lines(folder / "continuations.jsonl")
+    return {(row["model"], row["prompt"]): row["units"] for row in rows if row["model"] is not None}
+
+
+def prompt_of(ids):
+    return Units(np.asarray(ids, np.uint16), np.ones(len(ids), np.uint16), toy_language.FRAME_RATE)
+
+
+def test_every_prompt_and_continuation_has_a_row_and_a_playable_sound(made):
+    rows = read_json_lines(made / "continuations.jsonl")
+    assert len(rows) == 3 * (1 + 2)
+    assert [row["model"] for row in rows] == [None] * 3 + ["first"] * 3 + ["second"] * 3
+    assert len({row["audio"] for row in rows}) == len(rows)
+    assert {path.name for path in made.glob("*.wav")} == {row["audio"] for row in rows}
+    for row in rows:
+        sound = soundfile.info(made / row["audio"])
+        samples, _ = soundfile.read(made / row["audio"])
+        assert (sound.samplerate, sound.channels, sound.subtype) == (16_000, 1, "PCM_16")
+        assert len(samples) > 0
+        assert np.isfinite(samples).all()
+        assert 0.001 < np.abs(samples).max() <= 1
+        if row["model"] is not None:
+            assert row["num_units"] == len(row["units"])
+            assert sound.frames / sound.samplerate == pytest.approx(row["seconds"])
+            # two frames of 40 ms a unit is what this vocoder was told they last
+            assert row["seconds"] == pytest.approx((4 + row["num_units"]) * 2 / 25)
+
+
+def test_the_declared_rate_is_the_files_rate(folders, made):
+    assert generate(config_of(folders), made).results["sample_rate"] == 16_000
+
+
+def test_prompts_are_spread_over_the_folder_and_cut_to_their_seconds(folders):
+    units = read_units(folders / "units")
+    found = find_prompts(units, config_of(folders))
+    assert [name for name, _ in found] == ["said-0", "said-4", "said-8"]
+    for name, prompt in found:
+        assert prompt.expand().tolist() == units.by_name()[name].expand()[:4].tolist()
+    whole = find_prompts(units, config_of(folders, prompt_seconds=0))
+    assert [prompt.num_frames for _, prompt in whole] == [units[n].num_frames for n in (0, 4, 8)]
+    every = find_prompts(units, config_of(folders, num_prompts=100))
+    assert [name for name, _ in every] == list(units.names)
+
+
+def test_the_prompts_of_pairs_are_what_stands_before_the_seam(folders):
+    units = read_units(folders / "pairs")
+    found = find_prompts(units, config_of(folders, num_prompts=9, prompt_seconds=0))
+    expected = {pair[0]: list(pair[3]) for pair in toy_language.counting_pairs(5)}
+    assert {name: prompt.ids.tolist() for name, prompt in found} == expected
+
+
+def test_a_continuation_is_the_same_whichever_prompts_are_beside_it(folders, made, tmp_path):
+    generate(config_of(folders, num_prompts=9), tmp_path / "all")
+    generate(config_of(folders, num_prompts=5, models={"second": folders / "lm-1"}), tmp_path / "five")
+    alone, every, five = (continuations(folder) for folder in (made, tmp_path / "all", tmp_path / "five"))
+    for key, units in alone.items():
+        assert every[key] == units
+    for key, units in five.items():
+        assert every[key] == units
+    assert len({tuple(units) for units in every.values()}) > 9  # they are not all one and the same
+
+
+def test_another_seed_gives_other_continuations(folders, made, tmp_path):
+    generate(config_of(folders, seed=1), tmp_path / "other")
+    assert continuations(tmp_path / "other") != continuations(made)
+
+
+def test_a_temperature_of_zero_takes_the_likeliest_unit_each_time(folders):
+    """Against stock transformers: forward, two logits processors, argmax."""
+    speech_lm = SpeechLM.load(folders / "lm-0")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folders / "lm-0").eval()
+    config = config_of(folders, temperature=0.0, max_new_units=20, repetition_penalty=1.3)
+    processors = LogitsProcessorList(
+        [RepetitionPenaltyLogitsProcessor(1.3), SuppressTokensLogitsProcessor([0], device="cpu")]
+    )
+    for start in range(6):
+        prompt = prompt_of(toy_language.count(start, 5, 4))
+        tokens = torch.tensor([[1, *(prompt.ids + 2).tolist()]])
+        expected = []
+        while len(expected) < 20 and (not expected or expected[-1] != 1):
+            with torch.no_grad():
+                scores = processors(tokens, plain(input_ids=tokens).logits[:, -1])
+            expected.append(int(scores.argmax()))
+            tokens = torch.cat([tokens, torch.tensor([[expected[-1]]])], dim=1)
+        ids, ended = continue_units(speech_lm, prompt, f"prompt {start}", config)
+        assert (ids + 2).tolist() == [token for token in expected if token != 1]
+        assert ended == (expected[-1] == 1)
+
+
+def test_a_model_that_wants_to_pad_never_does(tmp_path):
+    lm = toy_language.new_toy_lm()
+    with torch.no_grad():
+        # a head that points where the padding's embedding points makes padding the likeliest by far
+        lm.model.embed_tokens.weight[0] = 1e3 * lm.model.embed_tokens.weight[2:].mean(0)
+    speech_lm = SpeechLM(lm, toy_language.VOCABULARY, "toy", "0")
+    prompt = prompt_of([1, 2, 3])
+    for temperature in (0.0, 1.0):
+        config = GenerateConfig(
+            models={"m": tmp_path}, prompts=tmp_path, temperature=temperature, max_new_units=15, top_k=100
+        )
+        seen = []
+        generate_tokens = type(lm).generate
+
+        def noting(self, *, made=seen, original=generate_tokens, **options):
+            tokens = original(self, **options)
+            made.extend(tokens[0, options["input_ids"].shape[1] :].tolist())
+            return tokens
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(lm), "generate", noting)
+            ids, _ = continue_units(speech_lm, prompt, "prompt", config)
+        assert seen
+        assert 0 not in seen
+        assert len(ids) == sum(token >= 2 for token in seen)
+
+
+def test_a_model_that_ends_says_so(folders):
+    lm = toy_language.new_toy_lm()
+    with torch.no_grad():
+        lm.model.embed_tokens.weight[1] = 1e3 * lm.model.embed_tokens.weight[2:].mean(0)
+        lm.model.embed_tokens.weight[1] *= torch.sign(
+            lm(input_ids=torch.tensor([[1, 3, 4, 5]])).logits[0, -1, 1]
+        )
+    speech_lm = SpeechLM(lm, toy_language.VOCABULARY, "toy", "0")
+    config = config_of(folders, temperature=0.0, repetition_penalty=1.0)
+    ids, ended = continue_units(speech_lm, prompt_of([1, 2, 3]), "prompt", config)
+    assert ended
+    assert len(ids) < config.max_new_units
+
+
+def test_prompts_of_another_tokenizer_are_refused(folders, tmp_path):
+    lm = SpeechLM(toy_language.new_toy_lm(), toy_language.VOCABULARY, "toy", "f" * 16)
+    lm.save(tmp_path / "lm")
+    with pytest.raises(MismatchError, match="encode with the model's tokenizer"):
+        generate(config_of(folders, models={"other": tmp_path / "lm"}), tmp_path / "out")
+
+
+def test_a_folder_without_prompts_is_refused(folders, tmp_path):
+    toy_language.write_units(tmp_path / "units", {"silent": []})
+    with pytest.raises(InputError, match="holds no prompts"):
+        generate(config_of(folders, prompts=tmp_path / "units"), tmp_path / "out")
+
+
+def test_a_continuation_beyond_a_table_of_positions_is_refused(folders):
+    config = transformers.GPT2Config(vocab_size=14, n_embd=32, n_layer=1, n_head=2, n_positions=10)
+    lm = transformers.AutoModelForCausalLM.from_config(config)
+    speech_lm = SpeechLM(lm, toy_language.VOCABULARY, "toy", "0")
+    with pytest.raises(InputError, match="longer than the 10 positions"):
+        continue_units(speech_lm, prompt_of([1, 2, 3]), "prompt", config_of(folders))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"models": {}},
+        {"models": {"a/b": "x"}},
+        {"models": {"prompt": "x"}},
+        {"num_prompts": 0},
+        {"max_new_units": 0},
+        {"top_k": 0},
+        {"temperature": -0.1},
+        {"repetition_penalty": 0.0},
+        {"prompt_seconds": -1.0},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(folders, wrong):
+    with pytest.raises(ConfigError):
+        replace(config_of(folders), **wrong)
