@@ -2,9 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import reference_model
 import torch
-import toy_language
 import transformers
 from datasets import Dataset
 from hypothesis import given, settings
@@ -12,6 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from trl import DPOConfig, DPOTrainer
 
+import reference_model
+import toy_language
 from slam.budget import learning_rate_share
 from slam.dpo import DpoConfig, dpo, format_pairs
 from slam.errors import ConfigError, InputError, MismatchError
@@ -184,7 +184,8 @@ def test_what_validation_reports_is_what_plain_transformers_finds(folders, tmp_p
         sides = [pairs.chosen[number], pairs.rejected[number]]
         skipped = pairs.skipped[number]
         old, new = (
-            [reference_model.document_log_likelihood(lm, side, skipped) for side in sides] for lm in (before, after)
+            [reference_model.document_log_likelihood(lm, side, skipped) for side in sides]
+            for lm in (before, after)
         )
         margins.append((new[0] - old[0]) - (new[1] - old[1]))
         right.append(new[0] > new[1])
@@ -213,9 +214,7 @@ def test_a_killed_tuning_resumed_equals_the_one_never_killed(folders, tmp_path, 
     newest = max((tmp_path / "killed" / "checkpoints").glob("0*"))
     (newest / "state.json").unlink()
     dpo(config, tmp_path / "killed")
-    one, other = (
-        reference_model.load_plainly(tmp_path / name).state_dict() for name in ("whole", "killed")
-    )
+    one, other = (reference_model.load_plainly(tmp_path / name).state_dict() for name in ("whole", "killed"))
     for name, weight in one.items():
         assert torch.equal(weight, other[name]), name
 
@@ -256,7 +255,10 @@ def units(length, first=0):
 
 @settings(max_examples=60)
 @given(
-    prompt=st.integers(0, 40), chosen=st.integers(1, 15), rejected=st.integers(1, 15), context=st.integers(17, 40)
+    prompt=st.integers(0, 40),
+    chosen=st.integers(1, 15),
+    rejected=st.integers(1, 15),
+    context=st.integers(17, 40),
 )
 def test_a_long_prompt_is_cut_from_its_left_and_sides_stay_whole(prompt, chosen, rejected, context):
     pair = Pair("one", "set", "kind", units(prompt), units(chosen, 7), units(rejected, 9))
@@ -276,7 +278,7 @@ def test_a_long_prompt_is_cut_from_its_left_and_sides_stay_whole(prompt, chosen,
 
 def test_a_continuation_longer_than_the_context_is_refused():
     pair = Pair("long one", "set", "kind", units(3), units(31), units(4))
-    with pytest.raises(InputError, match="'long one'.*31 units does not fit a context of 32"):
+    with pytest.raises(InputError, match=r"'long one'.*31 units does not fit a context of 32"):
         format_pairs([pair], Vocabulary(50), 32)
     format_pairs([pair], Vocabulary(50), 33)
 

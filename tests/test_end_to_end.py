@@ -2,11 +2,11 @@ import subprocess
 import time
 
 from safetensors.torch import load_file
-from toy_recipe import ENVIRONMENT, RECIPE, SLAM, slam, toy_run  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM
 
 from slam.recipe import load_recipe
 from slam.run import read_json, read_json_lines, read_run
+from toy_recipe import ENVIRONMENT, RECIPE, SLAM, slam, toy_run  # noqa: F401 - a fixture
 
 MODELS = ("random", "twist", "twist-dpo")
 BENCHMARKS = ("swuggy", "sblimp", "storycloze", "topic-storycloze")
@@ -95,7 +95,5 @@ def test_a_run_killed_again_and_again_ends_as_the_run_never_killed(toy_run, tmp_
     for name in MODELS:
         one, other = (load_file(root / name / "model.safetensors") for root in (folder, toy_run))
         assert all(bool((one[key] == other[key]).all()) for key in one)
-    said = [
-        read_json_lines(root / "continuations" / "continuations.jsonl") for root in (folder, toy_run)
-    ]
+    said = [read_json_lines(root / "continuations" / "continuations.jsonl") for root in (folder, toy_run)]
     assert said[0] == said[1]

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import reference_model
 import torch
-import toy_language
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import reference_model
+import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.evaluate import EvaluateConfig, evaluate
 from slam.metrics.preference import bootstrap_mean, preferences
@@ -20,7 +20,9 @@ COLUMNS = {"model", "benchmark", "metric", "value", "low", "high", "n"}
 def mixed_pairs():
     """Three benchmarks, one of two kinds, and two pairs whose sides are the same."""
     pairs = toy_language.counting_pairs(24, seed=1, benchmark="counting")
-    pairs += [(f"b{pair[0]}", *pair[1:]) for pair in toy_language.counting_pairs(15, seed=2, benchmark="other")]
+    pairs += [
+        (f"b{pair[0]}", *pair[1:]) for pair in toy_language.counting_pairs(15, seed=2, benchmark="other")
+    ]
     generator = np.random.default_rng(3)
     for number in range(20):
         # no unit follows itself: units on disk are deduplicated
@@ -94,7 +96,9 @@ def test_the_table_has_exactly_its_columns_and_counts_its_pairs(scored):
     rows = read_json(scored / "results.json")
     assert {frozenset(row) for row in rows} == {frozenset(COLUMNS)}
     assert [(row["model"], row["benchmark"]) for row in rows] == [
-        (model, benchmark) for model in ("first", "second") for benchmark in ("counting", "other", "noise", "ties")
+        (model, benchmark)
+        for model in ("first", "second")
+        for benchmark in ("counting", "other", "noise", "ties")
     ]
     assert {row["metric"] for row in rows} == {"accuracy"}
     assert [row["n"] for row in rows[:4]] == [24, 15, 20, 3]
@@ -141,15 +145,13 @@ def test_swapping_the_sides_gives_one_minus_each_value(folders, scored, tmp_path
 
 def test_a_benchmark_in_two_folders_is_refused(folders, tmp_path):
     toy_language.write_pairs(tmp_path / "more", toy_language.counting_pairs(3))
-    with pytest.raises(InputError, match="'counting'.*evaluate one of them"):
+    with pytest.raises(InputError, match=r"'counting'.*evaluate one of them"):
         evaluate(config_of(folders, benchmarks=(folders / "pairs", tmp_path / "more")), tmp_path / "scores")
 
 
 def test_benchmarks_of_several_folders_stand_in_one_table(folders, tmp_path):
     toy_language.write_pairs(tmp_path / "more", toy_language.counting_pairs(3, benchmark="more"))
-    run = evaluate(
-        config_of(folders, benchmarks=(folders / "pairs", tmp_path / "more")), tmp_path / "scores"
-    )
+    run = evaluate(config_of(folders, benchmarks=(folders / "pairs", tmp_path / "more")), tmp_path / "scores")
     assert {name for _, name in values(tmp_path / "scores")} == {"counting", "other", "noise", "ties", "more"}
     assert run.results["num_pairs"] == len(mixed_pairs()) + 3
 
@@ -161,7 +163,7 @@ def test_broken_weights_are_one_clear_error_and_no_table(folders, tmp_path):
     name = next(key for key in weights if key.endswith("down_proj.weight"))
     weights[name][0, 0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="weights .*broken") as caught:
+    with pytest.raises(InputError, match=r"weights .*broken") as caught:
         evaluate(config_of(folders, models={"broken": tmp_path / "lm"}), tmp_path / "scores")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "scores" / "results.json").exists()
@@ -173,7 +175,7 @@ def test_a_score_that_is_not_a_number_names_its_pair(folders, tmp_path, monkeypa
         return np.where(np.arange(len(documents)) == 3, -np.inf, -1.0), np.ones(len(documents), np.int64)
 
     monkeypatch.setattr("slam.model.log_likelihoods", some)
-    with pytest.raises(InputError, match="pair 'pair-3'.*not a number"):
+    with pytest.raises(InputError, match=r"pair 'pair-3'.*not a number"):
         evaluate(config_of(folders), tmp_path / "scores")
 
 
@@ -221,7 +223,9 @@ def test_an_interval_covers_the_true_accuracy_about_as_often_as_it_says():
     for trial in range(200):
         found = bootstrap_mean((generator.random(100) < 0.7).astype(float), seed=trial)
         covered += found.low <= 0.7 <= found.high
-    assert 0.90 <= covered / 200 <= 0.99  # a binomial of 200 at 0.95 lies within ± 0.03 nineteen times in twenty
+    assert (
+        0.90 <= covered / 200 <= 0.99
+    )  # a binomial of 200 at 0.95 lies within ± 0.03 nineteen times in twenty
 
 
 def test_an_interval_is_as_wide_as_the_binomial_says():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import toy_language
 import transformers
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
 
+import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.generate import GenerateConfig, continue_units, find_prompts, generate
 from slam.model import SpeechLM

@@ -42,7 +42,8 @@ def test_the_prompt_is_the_better_utterance_up_to_the_seam(folder: Path) -> None
     (pair,) = read_pairs(read_units(folder))
     assert (pair.id, pair.benchmark, pair.kind) == ("p1", "storycloze", "place")
     assert pair.prompt.expand().tolist() == [1, 1, 2, 2]  # 0.16 s are 4 frames
-    assert pair.chosen.expand().tolist() == [2, 3, 3, 4]  # a unit that spans the seam is cut
+    # the rest of a unit that spans the seam belongs to neither side
+    assert pair.chosen.expand().tolist() == [3, 3, 4]
     assert pair.rejected.expand().tolist() == [0, 0, 4, 4, 4]
 
 
@@ -62,6 +63,15 @@ def test_a_pair_without_prompt_has_two_whole_sides(folder: Path) -> None:
     assert pair.rejected.expand().tolist() == UTTERANCES["word"]
 
 
+@pytest.mark.parametrize("seam", range(1, 7))
+def test_prompt_and_continuation_end_to_end_are_deduplicated(seam: int, folder: Path) -> None:
+    write_pair_rows(folder, [replace(ROW, chosen_start=seam / 25, rejected_start=seam / 25)])
+    (pair,) = read_pairs(read_units(folder))
+    for side in (pair.chosen, pair.rejected):
+        joined = np.concatenate((pair.prompt.ids, side.ids))
+        assert (joined[1:] != joined[:-1]).all()
+
+
 def test_pairs_keep_the_order_of_their_file(folder: Path) -> None:
     names = ["z", "a", "m"]
     write_pair_rows(folder, [replace(ROW, id=name) for name in names])
@@ -75,9 +85,11 @@ def test_an_utterance_that_is_not_there_is_named(side: str, folder: Path) -> Non
         read_pairs(read_units(folder))
 
 
-@pytest.mark.parametrize("side", ["chosen_start", "rejected_start"])
-def test_a_side_without_units_is_named(side: str, folder: Path) -> None:
-    write_pair_rows(folder, [replace(ROW, **{side: 9.0})])
+@pytest.mark.parametrize(
+    "change", [{"chosen_start": 9.0}, {"rejected_start": 9.0}, {"chosen": "word", "chosen_start": 0.12}]
+)
+def test_a_side_without_units_is_named(change: dict[str, object], folder: Path) -> None:
+    write_pair_rows(folder, [replace(ROW, **change)])
     with pytest.raises(InputError, match="pair 'p1' has a side without units"):
         read_pairs(read_units(folder))
 

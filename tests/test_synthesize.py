@@ -1,4 +1,5 @@
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_the_sound_files_are_what_the_synthesizer_says(spoken: Path) -> None:
         utterance = Utterance(row["text"], row["voice"], row["rate"])
         (speech,) = Espeak().synthesize([utterance], 16_000)
         written = read_audio(spoken / row["audio"]).samples
-        np.testing.assert_allclose(written, speech.audio.samples, atol=1 / 32_768)
+        np.testing.assert_allclose(written, np.clip(speech.audio.samples, -1, 1), atol=1.01 / 32_768)
 
 
 def test_both_sides_of_a_pair_have_one_voice_and_rate(spoken: Path) -> None:
@@ -99,17 +100,18 @@ def test_pairs_know_their_seam_and_prompts_are_the_same_samples_on_both_sides(tm
         texts = written[pair.id]
         assert rows[pair.chosen]["text"] == f"{texts.prompt} {texts.chosen}"
         assert (pair.reason, pair.kind, pair.story) == (texts.reason, texts.kind, texts.story)
-        assert pair.chosen_start == pair.rejected_start > 3
+        row = rows[pair.chosen]
+        (alone,) = Espeak().synthesize([Utterance(texts.prompt, row["voice"], row["rate"])], 16_000)
+        assert pair.chosen_start == pair.rejected_start == pytest.approx(alone.audio.seconds, abs=1e-3)
+        assert pair.chosen_start > 3
         one, other = (pcm(out / rows[name]["audio"]) for name in (pair.chosen, pair.rejected))
-        seam = int(pair.chosen_start * 16_000)
-        # eSpeak begins to blend into a word's first sound up to 30 ms before it says that the word begins
-        assert one[: seam - 480].tobytes() == other[: seam - 480].tobytes()
+        seam = round(pair.chosen_start * 16_000)
+        edge = 480  # the resampler's filter hears this far over the seam
+        assert one[: seam - edge].tobytes() == other[: seam - edge].tobytes()
+        spoken_alone = np.clip(np.rint(alone.audio.samples * 32_768), -32_768, 32_767)[: seam - edge]
+        np.testing.assert_allclose(one[: seam - edge], spoken_alone, atol=1)
         least = min(len(one), len(other))
         assert (one[seam:least] != other[seam:least]).any()
-        # the side begins after the pause that follows the prompt's full stop
-        sides = (one, other)
-        assert all(np.abs(side[seam - 1_600 : seam - 480]).max() < 400 for side in sides)
-        assert all(np.abs(side[seam : seam + 4_000]).max() > 1_500 for side in sides)
 
 
 def test_sides_without_a_prompt_begin_at_zero(spoken: Path) -> None:
@@ -168,6 +170,27 @@ def test_a_run_that_died_at_any_utterance_goes_on_to_the_same_sound(spoken: Path
     assert files_of(tmp_path / "out") == files_of(spoken)
 
 
+def test_every_voice_says_the_same_at_any_time_of_day() -> None:
+    # breath, whisper and Klatt voices draw noise; eSpeak seeds it with the second in which it started
+    utterances = [
+        Utterance("The rabbit ran.", f"en-us+{variant}", 180) for variant in ("f3", "whisper", "Reed")
+    ]
+    first = Espeak().synthesize(utterances, 16_000)
+    time.sleep(1.05)
+    for before, after in zip(first, Espeak().synthesize(utterances, 16_000), strict=True):
+        assert before.audio.samples.tobytes() == after.audio.samples.tobytes()
+
+
+def test_sentences_begin_on_the_frames_of_a_tokenizer_of_25_hz() -> None:
+    text = "The rabbit ran home. Anna saw it! Did it stop? No"
+    starts = {text.index(first) for first in ("The", "Anna", "Did", "No")}
+    (speech,) = Espeak().synthesize([Utterance(text, "en-us", 170)], 16_000)
+    for position, seconds in speech.word_seconds:
+        if position in starts:
+            assert seconds * 25 == pytest.approx(round(seconds * 25), abs=1e-6)
+    assert starts < {position for position, _ in speech.word_seconds}
+
+
 def test_lines_of_a_text_file_are_spoken_in_order(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes("\ufeffFirst  line.\r\n\r\n   \nThe café is open.\nLast".encode())
@@ -204,7 +227,7 @@ def test_text_only_writes_the_texts_without_sound(tmp_path: Path) -> None:
     assert [row["text"] for row in manifest(tmp_path / "out")] == [text.text for text in texts]
     assert run.results["num_words"] == sum(len(text.text.split()) for text in texts)
     assert not (tmp_path / "out" / "audio").exists()
-    with pytest.raises(InputError, match="text without sound"):
+    with pytest.raises(InputError, match=r"text without sound\?"):
         find_recordings(tmp_path / "out")
 
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import reference_model
 import torch
-import toy_language
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import reference_model
+import toy_language
 from slam.budget import Budget, TrainingConfig, learning_rate_share
 from slam.errors import ConfigError, InputError
 from slam.model import packed, token_log_likelihoods, use_packed
@@ -30,7 +30,9 @@ LOSSES = ("step", "tokens", "loss", "gradient_norm", "validation_loss")
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    return toy_language.write_shards(folder, toy_language.utterances(120), toy_language.utterances(20, seed=1))
+    return toy_language.write_shards(
+        folder, toy_language.utterances(120), toy_language.utterances(20, seed=1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def resumed(config, out, monkeypatch):
 
 @pytest.mark.parametrize("number", [0, 1, 7, 10, 13, 20, 23])
 def test_a_killed_run_resumed_equals_the_run_never_killed(
-    settings_of, unkilled, at_step, tmp_path, monkeypatch, number
+    *, settings_of, unkilled, at_step, tmp_path, monkeypatch, number
 ):
     out = tmp_path / "lm"
     at_step(number, kill)
@@ -124,9 +126,11 @@ def test_a_run_killed_again_and_again_still_equals_the_run_never_killed(
 
 
 @pytest.mark.parametrize("number", [0, 12, 23])
-@pytest.mark.parametrize(("sent", "leaves"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("sent", "leaves"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_leaves_a_checkpoint_and_the_resumed_run_equals_the_run_never_stopped(
-    settings_of, unkilled, at_step, tmp_path, monkeypatch, sent, leaves, number
+    *, settings_of, unkilled, at_step, tmp_path, monkeypatch, sent, leaves, number
 ):
     config = replace(settings_of, checkpoint_seconds=3600.0)  # only the signal writes one
     out = tmp_path / "lm"
@@ -169,7 +173,7 @@ def _of_another_model(path):
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    settings_of, unkilled, at_step, tmp_path, monkeypatch, capsys, file, damage
+    *, settings_of, unkilled, at_step, tmp_path, monkeypatch, capsys, file, damage
 ):
     out = tmp_path / "lm"
     at_step(15, kill)
@@ -309,7 +313,7 @@ def test_each_optimizer_lowers_the_loss_and_resumes_exactly(
 @pytest.mark.parametrize("budget", ["30 steps", "5 steps"])
 def test_a_loss_that_is_not_finite_is_one_clear_error(settings_of, tmp_path, budget):
     config = replace(settings_of, budget=budget, learning_rate=1e30)
-    with pytest.raises(InputError, match="loss is (nan|inf).*learning_rate") as caught:
+    with pytest.raises(InputError, match=r"loss is (nan|inf).*learning_rate") as caught:
         pretrain(config, tmp_path / "lm")
     assert "\n" not in str(caught.value)
     assert read_run(tmp_path / "lm") is None
@@ -321,7 +325,9 @@ def test_the_log_has_its_columns_and_tensorboard_the_same_numbers(unkilled):
     validation = [row for row in rows if "validation_loss" in row]
     columns = {"step", "tokens", "seconds", "loss", "gradient_norm", "learning_rate", "tokens_per_second"}
     assert {frozenset(row) for row in training} == {frozenset(columns)}
-    assert {frozenset(row) for row in validation} == {frozenset({"step", "tokens", "seconds", "validation_loss"})}
+    assert {frozenset(row) for row in validation} == {
+        frozenset({"step", "tokens", "seconds", "validation_loss"})
+    }
     assert [row["step"] for row in training][:2] == [10, 20]
     assert [row["step"] for row in validation] == [0, 6, 12, 18, 24]
     events = EventAccumulator(str(unkilled / "tensorboard")).Reload()
@@ -390,7 +396,9 @@ def test_a_budget_of_nothing_is_refused(text):
     floor=st.floats(0, 0.9),
     shares=st.lists(st.floats(0, 1), min_size=2, max_size=9),
 )
-def test_the_rate_rises_in_warm_up_then_never_rises_and_never_leaves_its_bounds(schedule, warmup, floor, shares):
+def test_the_rate_rises_in_warm_up_then_never_rises_and_never_leaves_its_bounds(
+    schedule, warmup, floor, shares
+):
     points = sorted(shares)
     rates = [learning_rate_share(schedule, share, warmup=warmup, floor=floor) for share in points]
     for (share, rate), (later, after) in zip(

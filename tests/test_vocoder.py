@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.signal
 
 import reference
 from conftest import sound
@@ -7,7 +8,7 @@ from slam.audio import Audio
 from slam.errors import ConfigError
 from slam.tokenizers.logmel_kmeans import LogMelKMeans, log_mel
 from slam.units import Units
-from slam.vocoders import load_vocoder
+from slam.vocoders import griffin_lim, load_vocoder
 from slam.vocoders.griffin_lim import GriffinLim
 
 
@@ -30,6 +31,28 @@ def test_the_sound_has_the_spectra_of_its_units(vocoder: GriffinLim, tiny_tokeni
         own = distance(audio, frames)
         assert own < distance(noise, frames) / 2
         assert own < distance(audio, generator.permutation(frames)) / 2
+
+
+def test_the_phases_agree_with_the_magnitudes(
+    vocoder: GriffinLim, tiny_tokenizer: LogMelKMeans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (units,) = tiny_tokenizer.encode([sound(2.0, 50)])
+    wanted = vocoder._magnitudes(units.expand().astype(int))  # noqa: SLF001 - what the phases are sought for
+
+    def inconsistency() -> float:
+        """How far the sound's own magnitudes are from those wanted, whatever its loudness."""
+        (audio,) = vocoder.decode([units])
+        _, _, found = scipy.signal.stft(
+            audio.samples, nperseg=1024, noverlap=864, window="hann", padded=False
+        )
+        found = np.abs(found[:, : wanted.shape[1]])
+        meant = wanted[:, : found.shape[1]]
+        gain = (meant * found).sum() / (found * found).sum()
+        return float(np.linalg.norm(gain * found - meant) / np.linalg.norm(meant))
+
+    iterated = inconsistency()
+    monkeypatch.setattr(griffin_lim, "_ITERATIONS", 0)
+    assert iterated < inconsistency() / 2
 
 
 def test_units_are_heard_again_in_their_sound(vocoder: GriffinLim, tiny_tokenizer: LogMelKMeans) -> None:

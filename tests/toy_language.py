@@ -1,7 +1,7 @@
-"""A language of units that a model of two layers learns in seconds: each utterance counts upwards by its own stride.
+"""A language of units that two layers learn in seconds: each utterance counts upwards by its own stride.
 
-After two units the rest is certain, so what a model should know is known: a continuation that goes on counting
-is right, one that does not is wrong.
+After two units the rest is certain, so what a model should know is known: a continuation that goes on
+counting is right, one that does not is wrong.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The toy recipe, run once for all tests that look at what it left: by the command line, offline, warnings errors."""
+"""The toy recipe, run once for all tests that look at what it left: offline, with warnings as errors."""
 
 import importlib.util
 import os

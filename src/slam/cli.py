@@ -46,7 +46,7 @@ def _command(name: str) -> Callable[..., None]:
     def command(config: Any, *, out: Path) -> None:
         run = stage.perform(config if config is not None else stage.config(), out)
         for key, value in run.results.items():
-            console.print(f"{key}: {value}", highlight=False)
+            console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
         print(out)  # noqa: T201 - what a script wants to read
 
     # settings that are all optional need a default of their own, which cyclopts asks to be None
@@ -54,7 +54,9 @@ def _command(name: str) -> Callable[..., None]:
     if optional:
         command.__defaults__ = (None,)
     command.__annotations__ = {
-        "config": Annotated[stage.config | None if optional else stage.config, Parameter(name="*")],
+        "config": Annotated[
+            stage.config | None if optional else stage.config, Parameter(name="*", consume_multiple=True)
+        ],
         "out": Annotated[Path, Parameter(help="Folder to write; the same command goes on with it.")],
         "return": None,
     }
@@ -101,7 +103,13 @@ def _print_scores(folder: Path, runs: Sequence[Run]) -> None:
     """The score table and where the page is, if the recipe has a report."""
     if not any(finished.stage == "report" for finished in runs):
         return
-    rows = read_json(folder / "results.json")
+    if rows := read_json(folder / "results.json"):
+        console.print(_score_table(rows))
+    print(f"report: {folder / 'report.html'}")  # noqa: T201
+
+
+def _score_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Benchmarks down, models across."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     table = Table(title="accuracy in % and its 95 % interval", title_justify="left")
     for heading in ("benchmark", "pairs", *models):
@@ -113,8 +121,7 @@ def _print_scores(folder: Path, runs: Sequence[Run]) -> None:
             for m in models
         ]
         table.add_row(benchmark, str(next(iter(found.values()))["n"]), *cells)
-    console.print(table)
-    print(f"report: {folder / 'report.html'}")  # noqa: T201
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

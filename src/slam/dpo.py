@@ -109,7 +109,8 @@ def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) ->
         room = context - longest - 2
         if room < 0:
             raise InputError(
-                f"pair {pair.id!r}: a continuation of {longest} units does not fit a context of {context} tokens"
+                f"pair {pair.id!r}: a continuation of {longest} units does not fit a context of {context} "
+                "tokens; raise context, or leave the pair out"
             )
         prompt = pair.prompt.ids[max(0, len(pair.prompt) - room) :]
         chosen.append(vocabulary.document(np.concatenate([prompt, pair.chosen.ids])))

@@ -143,7 +143,7 @@ def _listed(manifest: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Recordin
     for number, row in enumerate(rows, 1):
         if "audio" not in row:
             raise InputError(
-                f'{manifest}: row {number} has no "audio": text without sound; synthesize it without text_only'
+                f'{manifest}: row {number} has no "audio"; text without sound? synthesize without text_only'
             )
         name = row.get("id")
         if not isinstance(name, str) or name in seen:

@@ -101,7 +101,9 @@ def evaluate(config: EvaluateConfig, out: Path) -> Results:
                         "rejected": r,
                         "value": v,
                     }
-                    for pair, c, r, v in zip(pairs, chosen.tolist(), rejected.tolist(), values.tolist(), strict=True)
+                    for pair, c, r, v in zip(
+                        pairs, chosen.tolist(), rejected.tolist(), values.tolist(), strict=True
+                    )
                 ]
                 progress.advance()
     write_json_lines(out / "items.jsonl", items)
@@ -130,7 +132,9 @@ def score(speech_lm: "SpeechLM", pairs: Sequence[Pair], most_tokens: int) -> tup
     means = (sums / counts)[[number[one.tobytes()] for one in documents]]
     if not np.isfinite(means).all():
         first = pairs[int(np.flatnonzero(~np.isfinite(means))[0]) % len(pairs)]
-        raise InputError(f"pair {first.id!r}: its log-likelihood is not a number; the model's weights are broken")
+        raise InputError(
+            f"pair {first.id!r}: its log-likelihood is not a number; the model's weights are broken"
+        )
     return means[: len(pairs)], means[len(pairs) :]
 
 

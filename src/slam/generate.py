@@ -64,7 +64,9 @@ class GenerateConfig:
         for name in self.models:
             # each model's sounds are named after it, beside those of the prompts
             if not re.fullmatch(r"[\w.+-]+", name) or name == "prompt":
-                raise ConfigError(f"models: {name!r} cannot name a sound file; use letters, digits and dashes")
+                raise ConfigError(
+                    f"models: {name!r} cannot name a sound file; use letters, digits and dashes"
+                )
         if self.temperature < 0 or self.repetition_penalty <= 0:
             raise ConfigError("temperature must not be negative, repetition_penalty must be more than 0")
 
@@ -162,7 +164,8 @@ def continue_units(
     if config.temperature:
         sampling = {"do_sample": True, "temperature": config.temperature, "top_k": config.top_k}
     inputs = torch.from_numpy(tokens)[None].to(speech_lm.lm.device)
-    generated = speech_lm.lm.eval().generate(  # type: ignore[operator]
+    speech_lm.lm.train(mode=False)
+    generated = speech_lm.lm.generate(  # type: ignore[operator]
         input_ids=inputs,
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=config.max_new_units,
@@ -174,5 +177,3 @@ def continue_units(
     )[0, len(tokens) :]
     made = generated.cpu().numpy()
     return vocabulary.ids(made), bool(len(made) and made[-1] == vocabulary.eos)
-
-

@@ -4,6 +4,7 @@ Nothing of `transformers` is subclassed: documents packed end to end run through
 attention function of ours, registered under a name, that never lets one document see another.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ _THETA_TOLERANCE = 1e-3
 _PACKING_TOLERANCE = 1e-2  # of the scores' spread: above TF32's rounding, below any leak seen
 _CHOOSE = "choose another base, such as a Qwen, Llama, Pythia, OPT or GPT-2"
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,9 @@ def packed_attention(
     """
     layer = type(module).__name__
     if document_lengths is None:
-        raise ConfigError(f"{layer} does not hand document lengths on, so packing cannot keep documents apart")
+        raise ConfigError(
+            f"{layer} does not hand document lengths on, so packing cannot keep documents apart"
+        )
     if softcap is not None:
         raise ConfigError(f"{layer} caps its attention scores, which packed training does not support")
     lengths = list(document_lengths)
@@ -119,7 +122,7 @@ def packed_attention(
         functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
         )
-        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+        for q, k, v in zip(*(torch.split(part, lengths, 2) for part in (query, key, value)), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
@@ -151,13 +154,16 @@ def use_packed(lm: PreTrainedModel) -> None:
     """
     family = type(lm).__name__
     # families name the attention of their layers under either of two names
-    kinds = [*(getattr(lm.config, "layer_types", None) or ()), *(getattr(lm.config, "attention_layers", None) or ())]
+    kinds = [
+        *(getattr(lm.config, "layer_types", None) or ()),
+        *(getattr(lm.config, "attention_layers", None) or ()),
+    ]
     if {"local", "chunked_attention", "linear_attention"} & set(kinds):
         raise ConfigError(f"{family} does not attend to the whole of a document; {_CHOOSE}")
     size = lm.config.vocab_size
     documents = [np.arange(start, start + length) * 7 % size for start, length in ((3, 6), (11, 3), (5, 9))]
     training = lm.training
-    lm.eval()
+    lm.train(mode=False)
     try:
         with torch.no_grad():
             lm.set_attn_implementation("eager")
@@ -172,7 +178,9 @@ def use_packed(lm: PreTrainedModel) -> None:
     lm.train(training)
     expected = torch.cat(alone)
     if not expected.isfinite().all():
-        raise InputError(f"{lm.name_or_path or family}: its scores are not numbers, so its weights are broken")
+        raise InputError(
+            f"{lm.name_or_path or family}: its scores are not numbers, so its weights are broken"
+        )
     if (together - expected).abs().max() > _PACKING_TOLERANCE * expected.std():
         raise ConfigError(f"{family} scores packed documents otherwise than single ones; {_CHOOSE}")
 
@@ -248,7 +256,7 @@ def log_likelihoods(
     check_length(lm, max(map(len, documents), default=0))
     sums, counts = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
     training = lm.training
-    lm.eval()
+    lm.train(mode=False)
     for group in by_length([len(document) for document in documents], most_tokens):
         batch = packed([documents[index] for index in group], device)
         left_out = [skipped[index] for index in group] if skipped is not None else [0] * len(group)
@@ -269,9 +277,18 @@ class SpeechLM:
     tokenizer_fingerprint: str
 
     def save(self, folder: Path) -> None:
-        """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained` loads, and `slam.json`."""
+        """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained` loads, and `slam.json`.
+
+        The files go to a folder beside their place first, so that a full disk leaves none of them cut short.
+        """
         self.lm.set_attn_implementation("sdpa")
-        self.lm.save_pretrained(folder)
+        partial = folder / ".partial"
+        try:
+            self.lm.save_pretrained(partial)
+            for path in partial.iterdir():
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         write_json(
             folder / ABOUT_FILE,
             {
@@ -324,8 +341,7 @@ def load_lm(base: str) -> PreTrainedModel:
     Raises:
         InputError: it cannot be found, or is not a causal LM.
     """
-    lm = _pretrained(base, _config(base))
-    return lm.to(best_device())  # type: ignore[arg-type]
+    return _on_best_device(_pretrained(base, _config(base)))
 
 
 def new_lm(
@@ -370,7 +386,7 @@ def new_lm(
     else:
         config.vocab_size = vocabulary.size
         config.pad_token_id = vocabulary.pad  # the base's own may lie outside the new vocabulary
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     for part in (lm.config, lm.generation_config):
         part.pad_token_id, part.bos_token_id, part.eos_token_id = (
             vocabulary.pad,
@@ -378,8 +394,7 @@ def new_lm(
             vocabulary.eos,
         )
     check_built(lm, vocabulary, rope_theta)
-    built: PreTrainedModel = lm.to(best_device())
-    return built
+    return _on_best_device(lm)
 
 
 def _small_qwen2(architecture: Architecture, context: int) -> Any:
@@ -403,7 +418,7 @@ def _config(base: str) -> Any:
 
 def _pretrained(base: str, config: Any) -> PreTrainedModel:
     try:
-        lm, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             config=config,
             dtype=torch.float32,
@@ -413,11 +428,22 @@ def _pretrained(base: str, config: Any) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{base}: no causal LM that transformers can load ({_first_line(error)})") from None
+    lm, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers fills them in with random numbers
         raise InputError(f"{base}: lacks {len(missing)} weights of a causal LM, the first {missing[0]}")
     built: PreTrainedModel = lm
     return built
+
+
+def _on_best_device(lm: Any) -> PreTrainedModel:
+    placed: PreTrainedModel = lm.to(best_device())
+    return placed
+
+
+def _tables(lm: Any) -> tuple[Tensor, Tensor]:
+    """The token embeddings and the head, which may be one tensor, each `[V, width]`."""
+    return lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
 
 
 def _first_line(error: BaseException) -> str:
@@ -427,12 +453,10 @@ def _first_line(error: BaseException) -> str:
 @torch.no_grad()
 def _swap_embeddings(lm: PreTrainedModel, size: int) -> None:
     """Give `lm` fresh rows for `size` tokens, drawn with the mean and spread of its text rows."""
-    tables = [lm.get_input_embeddings().weight]
-    if not lm.config.tie_word_embeddings:
-        tables.append(lm.get_output_embeddings().weight)
-    moments = [(table.mean(dim=0), table.std(dim=0)) for table in tables]
+    moments = [(table.mean(dim=0), table.std(dim=0)) for table in _tables(lm)]
     lm.resize_token_embeddings(size, mean_resizing=False)
-    fresh = [lm.get_input_embeddings().weight, lm.get_output_embeddings().weight]
+    rows, head = _tables(lm)
+    fresh = [rows] if lm.config.tie_word_embeddings else [rows, head]
     for table, (mean, spread) in zip(fresh, moments, strict=False):
         table.copy_(mean + spread * torch.randn_like(table))
 
@@ -443,8 +467,7 @@ def check_built(lm: PreTrainedModel, vocabulary: Vocabulary, rope_theta: float |
     Raises:
         ConfigError: vocabulary, precision, tied embeddings or rotary base are not as asked.
     """
-    rows = lm.get_input_embeddings().weight
-    head = lm.get_output_embeddings().weight
+    rows, head = _tables(lm)
     if rows.shape[0] != vocabulary.size or head.shape[0] != vocabulary.size:
         raise ConfigError(f"the model has {rows.shape[0]} token embeddings, its vocabulary {vocabulary.size}")
     if lm.config.tie_word_embeddings and rows.data_ptr() != head.data_ptr():

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from slam.errors import InputError
 from slam.run import read_json_lines, write_json_lines
 from slam.units import Units, UnitsFolder
 
 PAIRS_FILE = "pairs.jsonl"
+_REACH = 4  # frames before the seam in which a tokenizer may hear what follows
 _REQUIRED = ("id", "benchmark", "kind", "chosen", "rejected", "chosen_start", "rejected_start")
 
 
@@ -77,7 +80,8 @@ def read_pairs(units: UnitsFolder) -> list[Pair]:
     """The pairs of an encoded folder, in the order of `pairs.jsonl`.
 
     The prompt's units are those of the better utterance before the seam; each continuation's are its own
-    utterance's from the seam on.
+    utterance's from the seam on, without the rest of a unit that spans the seam: prompt and continuation end
+    to end are deduplicated units, as whole files are.
 
     Raises:
         InputError: a pair names an utterance that is not there, or a side has no units.
@@ -90,9 +94,37 @@ def read_pairs(units: UnitsFolder) -> list[Pair]:
                 raise InputError(
                     f"{units.path}: pair {row.id!r} names the utterance {name!r}, which is not here"
                 )
-        prompt, chosen = by_name[row.chosen].split(round(row.chosen_start * units.frame_rate))
-        _, rejected = by_name[row.rejected].split(round(row.rejected_start * units.frame_rate))
+        one, other = by_name[row.chosen], by_name[row.rejected]
+        early = _heard_early(one, other, row, units.frame_rate)
+        prompt, chosen = one.split(round(row.chosen_start * units.frame_rate) - early)
+        _, rejected = other.split(round(row.rejected_start * units.frame_rate) - early)
+        chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
         if not (len(chosen) and len(rejected)):
             raise InputError(f"{units.path}: pair {row.id!r} has a side without units after its prompt")
         pairs.append(Pair(row.id, row.benchmark, row.kind, prompt, chosen, rejected))
     return pairs
+
+
+def _after(prompt: Units, side: Units) -> Units:
+    """`side` without a first unit that goes on with the prompt's last."""
+    if len(prompt) and len(side) and prompt.ids[-1] == side.ids[0]:
+        return Units(side.ids[1:], side.known_durations[1:], side.frame_rate)
+    return side
+
+
+def _heard_early(chosen: Units, rejected: Units, row: PairRow, frame_rate: float) -> int:
+    """How many of the prompt's last frames already differ between the sides.
+
+    A tokenizer hears a little beyond a frame, so the last frames before the seam may tell of what follows.
+    Left in the prompt, which is the better utterance's, they would favour the better side.
+    """
+    frames = [round(row.chosen_start * frame_rate), round(row.rejected_start * frame_rate)]
+    reach = min(_REACH, *frames)
+    one, other = (
+        units.expand()[frame - reach : frame] for units, frame in zip((chosen, rejected), frames, strict=True)
+    )
+    if not reach or len(one) != len(other):
+        return 0
+    differing = np.flatnonzero(one != other)
+    # sides that differ all the way were spoken apart: nothing was heard early
+    return reach - int(differing[0]) if len(differing) and differing[0] else 0

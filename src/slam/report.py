@@ -12,7 +12,17 @@ from typing import Any
 
 from slam.errors import ConfigError, InputError
 from slam.pairs import PAIRS_FILE, read_pair_rows
-from slam.run import Results, Run, atomic_write, read_json, read_json_lines, read_run, source, stage, write_json
+from slam.run import (
+    Results,
+    Run,
+    atomic_write,
+    read_json,
+    read_json_lines,
+    read_run,
+    source,
+    stage,
+    write_json,
+)
 
 PAGE_FILE = "report.html"
 RESULTS_FILE = "results.json"
@@ -81,7 +91,7 @@ def _page(config: ReportConfig, runs: Sequence[Named], scores: Sequence[Mapping[
         scores=_score_table(scores),
         score_plot=_score_plot(scores) if scores else None,
         kinds=_kind_table(kinds),
-        curves=_curves(runs),
+        curves=_curves(runs, _score_table(scores)["models"]),
         margins=_margins(runs),
         overlaps=_overlaps(runs),
         listening=[table for item in _of(runs, "generate") for table in _listening(item)],
@@ -137,6 +147,7 @@ def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
     """Bars with their intervals; the line is chance."""
     table = _score_table(scores)
     figure, axes = _figure()
+    shown = set()
     width = 0.8 / len(table["models"])
     for index, model in enumerate(table["models"]):
         for position, (_, cells) in enumerate(table["rows"]):
@@ -147,40 +158,55 @@ def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
                 position + (index - (len(table["models"]) - 1) / 2) * width,
                 value,
                 width * 0.92,
-                color=_COLOURS[index % len(_COLOURS)],
+                color=_colours(table["models"])[model],
                 yerr=[[value - low], [high - value]],
                 error_kw={"elinewidth": 1.2, "capsize": 2.5},
-                label=model if position == 0 else None,
+                label=None if model in shown else model,
             )
+            shown.add(model)
     axes.axhline(50, color="#4a5568", linewidth=1, linestyle="--")
     axes.set_xticks(range(len(table["rows"])), [benchmark for benchmark, _ in table["rows"]])
-    axes.set_ylim(30, 103)
+    # accuracies crowd between chance and 100: more room for them, unless one lies below
+    lowest = min(100 * row["low"] for row in scores)
+    axes.set_ylim(min(30, max(0, lowest - 5)), 103)
     axes.set_ylabel("accuracy in %")
     figure.legend(loc="outside upper center", ncols=len(table["models"]), frameon=False)
     return _svg(figure)
 
 
-def _curves(runs: Sequence[Named]) -> list[tuple[str, Any]]:
-    """A plot for each set of trainings on the same data: validation loss over tokens."""
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, by its place."""
+    return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+
+
+def _curves(runs: Sequence[Named], models: Sequence[str]) -> list[tuple[str, Any]]:
+    """A plot for each set of trainings on the same data: validation loss over tokens.
+
+    Models that are scored keep the colour that they have among the scores.
+    """
+    from matplotlib.ticker import EngFormatter
+
     groups: dict[tuple[str, str], list[Named]] = {}
     for item in runs:
         if item.run.stage in ("pretrain", "dpo"):
             data = item.run.inputs.get("shards") or item.run.inputs["pairs"]
             groups.setdefault((item.run.stage, data), []).append(item)
     plots = []
-    for (name, _), items in groups.items():
+    for (name, _), members in groups.items():
         figure, axes = _figure()
-        for index, item in enumerate(sorted(items, key=lambda item: item.name)):
+        items = sorted(members, key=lambda item: item.name)
+        colours = _colours([item.name for item in items]) | _colours(models)
+        for item in items:
             rows = read_json_lines(item.folder / _METRICS_FILE)
             training = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
             found = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-            colour = _COLOURS[index % len(_COLOURS)]
+            colour = colours[item.name]
             if training:
                 axes.plot(*zip(*training, strict=True), color=colour, alpha=0.3, linewidth=1)
             axes.plot(*zip(*found, strict=True), color=colour, marker="o", markersize=4, label=item.name)
         axes.set_xlabel("tokens")
         axes.set_ylabel("nats a token" if name == "pretrain" else "DPO loss in nats a pair")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.legend(frameon=False)
         what = "loss" if name == "pretrain" else "preference loss"
         names = ", ".join(item.name for item in items)
@@ -244,7 +270,9 @@ def _listening(item: Named) -> list[dict[str, Any]]:
     models = list(dict.fromkeys(row["model"] for row in rows if row["model"] is not None))
     table = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
-        sounds = {row["model"]: _data_uri(item.folder / row["audio"]) for row in rows if row["prompt"] == prompt}
+        sounds = {
+            row["model"]: _data_uri(item.folder / row["audio"]) for row in rows if row["prompt"] == prompt
+        }
         table.append({"prompt": prompt, "text": texts.get(prompt, ""), "sounds": sounds})
     return [{"name": item.name, "models": models, "rows": table}]
 

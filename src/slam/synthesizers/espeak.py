@@ -27,6 +27,7 @@ from slam.synthesizers import Speech, Utterance
 
 _SAMPLE_RATE = 22_050  # Hz, of every voice of eSpeak's own
 _GRID = 882  # samples in 40 ms
+_PAUSE = 6 * _GRID  # least silence after a sentence: so alone, eSpeak leaves none
 _SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, in this thread, never to a sound card
 _BUFFER_MS = 2000
@@ -86,7 +87,7 @@ class Espeak:
 
 
 def _speak(utterance: Utterance, sample_rate: int) -> Speech:
-    """Speak sentence by sentence, each padded with silence to a whole number of 40 ms."""
+    """Speak sentence by sentence, each with a pause that fills it up to a whole number of 40 ms."""
     pieces: list[npt.NDArray[np.int16]] = []
     words: list[tuple[int, float]] = []
     length = 0
@@ -96,7 +97,7 @@ def _speak(utterance: Utterance, sample_rate: int) -> Speech:
         for match in _SENTENCE.finditer(utterance.text):
             samples, spoken = _speak_sentence(library, match[0])
             words += [(match.start() + position, length / _SAMPLE_RATE + start) for position, start in spoken]
-            pieces += [samples, np.zeros(-len(samples) % _GRID, np.int16)]
+            pieces += [samples, np.zeros(_PAUSE + -len(samples) % _GRID, np.int16)]
             length += len(samples) + len(pieces[-1])
     if not words:  # of a text without words eSpeak makes a click
         raise InputError(f"eSpeak could not speak {utterance.text!r}")
@@ -104,9 +105,7 @@ def _speak(utterance: Utterance, sample_rate: int) -> Speech:
     return Speech(audio.resample(sample_rate), tuple(words))
 
 
-def _speak_sentence(
-    library: ctypes.CDLL, text: str
-) -> tuple[npt.NDArray[np.int16], list[tuple[int, float]]]:
+def _speak_sentence(library: ctypes.CDLL, text: str) -> tuple[npt.NDArray[np.int16], list[tuple[int, float]]]:
     """A sentence's samples `[T]` at eSpeak's own rate, and when each of its words begins, in seconds."""
     chunks: list[bytes] = []
     words: list[tuple[int, float]] = []
@@ -125,8 +124,10 @@ def _speak_sentence(
     callback = _Callback(receive)
     encoded = text.encode()
     library.espeak_SetSynthCallback(callback)
-    # breath and whisper are drawn from the C library's `rand`, which eSpeak seeds with the time of day
-    ctypes.CDLL(None).srand(0)
+    # eSpeak seeds the noise of breath and whisper with the time of day; Klatt voices draw theirs from the C
+    # library, which nothing seeds anew
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+    ctypes.CDLL(None).srand(1)
     if library.espeak_Synth(encoded, len(encoded) + 1, 0, _POS_CHARACTER, 0, _UTF8, None, None) != 0:
         raise InputError(f"eSpeak could not speak {text!r}")
     return np.frombuffer(b"".join(chunks), np.int16), words

@@ -152,12 +152,14 @@ def log_mel(audio: Audio) -> npt.NDArray[np.float32]:
 
     samples = audio.resample(SAMPLE_RATE).samples
     num_frames = -(-len(samples) // HOP)
+    if not num_frames:
+        return np.zeros((0, NUM_MELS), np.float32)
     margin = (WINDOW - HOP) // 2
     padded = np.pad(samples, (margin, num_frames * HOP - len(samples) + margin))
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
     spectrum = rfft(windows * _hann())
     power = spectrum.real**2 + spectrum.imag**2
-    return np.log(power @ mel_filters(WINDOW) + np.float32(FLOOR))
+    return np.asarray(np.log(power @ mel_filters(WINDOW) + FLOOR), dtype=np.float32)
 
 
 @cache
