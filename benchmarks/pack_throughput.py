@@ -1,4 +1,4 @@
-"""Units packed a second, from units to shards on disk: slam against JSON lines read and tokenised line by line.
+"""Units packed a second, from units to shards: slam against JSON lines read and mapped line by line.
 
 The baseline is how the reference toolkit prepares tokens: one JSON object an utterance, units as integers,
 mapped to tokens and appended to a list, then saved. The gate: both give the same tokens and document ends.
@@ -22,10 +22,18 @@ def corpus(folder: Path, total: int) -> Path:
     """A folder of units of random lengths, and the same as JSON lines beside it."""
     random = np.random.default_rng(0)
     lengths = random.integers(5, 1500, max(2, total // 750))
-    units = [Units(random.integers(0, NUM_UNITS, n).astype(np.uint16), np.ones(n, np.uint16), 25.0) for n in lengths]
+    units = [
+        Units(random.integers(0, NUM_UNITS, n).astype(np.uint16), np.ones(n, np.uint16), 25.0)
+        for n in lengths
+    ]
     write_shard(folder / "units", 0, units, [{"id": str(i)} for i in range(len(units))])
     finish_units(
-        folder / "units", num_units=NUM_UNITS, tokenizer="benchmark", fingerprint="0", frame_rate=25.0, num_shards=1
+        folder / "units",
+        num_units=NUM_UNITS,
+        tokenizer="benchmark",
+        fingerprint="0",
+        frame_rate=25.0,
+        num_shards=1,
     )
     with (folder / "units.jsonl").open("w", encoding="utf-8") as handle:
         for number, item in enumerate(units):
@@ -36,7 +44,9 @@ def corpus(folder: Path, total: int) -> Path:
 def ours(folder: Path) -> float:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         begin = time.perf_counter()
-        run = pack(PackConfig(train=(folder / "units",), validation=(folder / "units",)), Path(out) / "shards")
+        run = pack(
+            PackConfig(train=(folder / "units",), validation=(folder / "units",)), Path(out) / "shards"
+        )
         seconds = time.perf_counter() - begin
     return sum(split["tokens"] for split in run.results["splits"].values()) / seconds
 
@@ -72,7 +82,9 @@ def main() -> None:
             np.load(folder / "shards/train/ends.npy"), ends
         )
         found = interleaved(lambda: ours(folder), lambda: baseline(folder))
-    finish("pack_throughput", "units/s", found, {"passed": bool(same), "same_tokens": bool(same)}, options.json)
+    finish(
+        "pack_throughput", "units/s", found, {"passed": bool(same), "same_tokens": bool(same)}, options.json
+    )
 
 
 if __name__ == "__main__":

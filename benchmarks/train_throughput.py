@@ -8,7 +8,6 @@ import copy
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def ours(lm: transformers.PreTrainedModel, batches: Sequence[list[np.ndarray]]) 
     lm.train()
     begin = time.perf_counter()
     for batch in batches:
-        step(lm, optimizers, task, [packed(batch)], 1.0, 0.5)
+        step(lm, optimizers, task, [packed(batch)], rate=1.0, clip=0.5)
     return sum(map(len, (d for batch in batches for d in batch))) / (time.perf_counter() - begin)
 
 
@@ -104,7 +103,9 @@ def trainer(lm: transformers.PreTrainedModel, batches: Sequence[list[np.ndarray]
         max_grad_norm=0.5, optim="adamw_torch_fused", report_to=[], save_strategy="no", logging_strategy="no",
         use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, train_sampling_strategy="sequential",
     )  # fmt: skip
-    run = transformers.Trainer(copy.deepcopy(lm), settings, train_dataset=Documents(batches), data_collator=collate)
+    run = transformers.Trainer(
+        copy.deepcopy(lm), settings, train_dataset=Documents(batches), data_collator=collate
+    )
     begin = time.perf_counter()
     run.train()
     return sum(map(len, (d for batch in batches for d in batch))) / (time.perf_counter() - begin)

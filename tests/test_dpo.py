@@ -69,10 +69,13 @@ def trl_trainer(folders, tmp_path_factory):
     """TRL on the same pairs, written as words, with the same model as policy and as reference."""
     pairs = read_pairs(read_units(folders / "pairs"))[:6]
     words = {"<pad>": 0, "<s>": 1} | {f"u{unit}": unit + 2 for unit in range(toy_language.NUM_UNITS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106 - no password
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     spoken = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="<s>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<s>",  # noqa: S106 - no password
     )
 
     def said(units):

@@ -237,7 +237,7 @@ def test_a_batch_has_the_same_gradients_however_it_is_split():
     for size in (1, 2, 9):
         batch = [packed(documents[start : start + size]) for start in range(0, 9, size)]
         lm.zero_grad()
-        loss = step(lm, [], task, batch, 1.0, 1e9)["loss"]
+        loss = step(lm, [], task, batch, rate=1.0, clip=1e9)["loss"]
         found.append((float(loss), [weight.grad.clone() for weight in lm.parameters()]))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)

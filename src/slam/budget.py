@@ -41,7 +41,9 @@ class Budget:
             number = round(float(count[1]) * _SCALE[count[2].lower()])
             budget = cls(tokens=number) if count[3].lower() == "tokens" else cls(steps=number)
         else:
-            raise ConfigError(f"budget {text!r}: write a number with its unit: 24h, 90s, 2M tokens, 500 steps")
+            raise ConfigError(
+                f"budget {text!r}: write a number with its unit: 24h, 90s, 2M tokens, 500 steps"
+            )
         if not (budget.seconds or budget.tokens or budget.steps):
             raise ConfigError(f"budget {text!r}: buys nothing; give more than 0")
         return budget
@@ -113,7 +115,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)
-        for name in ("learning_rate", "muon_learning_rate", "clip", "micro_batch_tokens", "checkpoint_seconds"):
+        for name in (
+            "learning_rate",
+            "muon_learning_rate",
+            "clip",
+            "micro_batch_tokens",
+            "checkpoint_seconds",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be more than 0")
         for name in ("warmup", "floor"):

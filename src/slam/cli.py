@@ -32,7 +32,7 @@ _HELP = {
 
 app = App(
     name="slam",
-    help="Train a speech language model on one GPU in a day: speech → units → TWIST → DPO → scores and sound.",
+    help="Train a speech language model in a day: speech → units → TWIST → DPO → scores and sound.",
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
@@ -117,7 +117,9 @@ def _score_table(rows: Sequence[dict[str, Any]]) -> Table:
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy"):
         found = {r["model"]: r for r in rows if r["benchmark"] == benchmark and r["metric"] == "accuracy"}
         cells = [
-            f"{100 * r['value']:.1f} ({100 * r['low']:.1f}–{100 * r['high']:.1f})" if (r := found.get(m)) else ""
+            f"{100 * r['value']:.1f} ({100 * r['low']:.1f} to {100 * r['high']:.1f})"
+            if (r := found.get(m))
+            else ""
             for m in models
         ]
         table.add_row(benchmark, str(next(iter(found.values()))["n"]), *cells)
@@ -142,5 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(line: str) -> None:
-    console.print(f"error: {' '.join(line.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"error: {' '.join(line.split())}", style="red", highlight=False, markup=False, soft_wrap=True
+    )
     sys.exit(2)

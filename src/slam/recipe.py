@@ -93,7 +93,9 @@ def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[s
         if not isinstance(table, dict) or not isinstance(table.get("stage"), str):
             raise ConfigError(f'{where}: name its stage: stage = "…", one of {", ".join(STAGES)}')
         if table["stage"] not in STAGES:
-            raise ConfigError(f"{where}: no stage is called {table['stage']!r}; {_hint(table['stage'], STAGES)}")
+            raise ConfigError(
+                f"{where}: no stage is called {table['stage']!r}; {_hint(table['stage'], STAGES)}"
+            )
         try:
             config = _config(STAGES[table["stage"]].config, table, steps, list(tables))
         except ConfigError as error:
@@ -148,7 +150,9 @@ def _decode(kind: type[Any], value: Any) -> Any:
 def _check_keys(table: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any], where: str) -> None:
     for key in table:
         if key not in known:
-            raise ConfigError(f"{where}{': ' if where and where[-1] != ' ' else ''}unknown key {key!r}; {_hint(key, known)}")
+            raise ConfigError(
+                f"{where}{': ' if where and where[-1] != ' ' else ''}unknown key {key!r}; {_hint(key, known)}"
+            )
 
 
 def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -107,7 +107,7 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path)
             begin = time.perf_counter()
             rate = learning_rate_share(config.schedule, share, warmup=config.warmup, floor=config.floor)
             batch = next(batches)
-            figures = step(lm, optimizers, task, batch, rate, config.clip)
+            figures = step(lm, optimizers, task, batch, rate=rate, clip=config.clip)
             state = replace(
                 state,
                 step=state.step + 1,
@@ -132,6 +132,7 @@ def step(
     optimizers: Sequence[torch.optim.Optimizer],
     task: Task[M],
     batch: Sequence[M],
+    *,
     rate: float,
     clip: float,
 ) -> dict[str, Tensor]:
@@ -170,7 +171,8 @@ def make_optimizers(lm: PreTrainedModel, config: TrainingConfig) -> list[torch.o
     Muon's steps are scaled to the root mean square of AdamW's (Liu et al., 2025); weight decay is on
     matrices only.
     """
-    tables = {id(part.weight) for part in (lm.get_input_embeddings(), lm.get_output_embeddings())}
+    head = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+    tables = {id(part.weight) for part in (lm.get_input_embeddings(), head)}
     weights = [weight for weight in lm.parameters() if weight.requires_grad]
     by_muon = [w for w in weights if config.optimizer == "muon" and w.ndim == 2 and id(w) not in tables]  # noqa: PLR2004
     left = {id(weight) for weight in by_muon}
@@ -211,7 +213,7 @@ class Log:
         self._note = ""
         self._board = _tensorboard(out, step)
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> Self:
         self._handle = self._path.open("a", encoding="utf-8")
         return self
 
@@ -239,7 +241,9 @@ class Log:
                 "lower learning_rate, or clip harder"
             )
         now = time.perf_counter()
-        means["tokens_per_second"] = (state.tokens - self._tokens) / (now - self._since) if self._tokens else 0.0
+        means["tokens_per_second"] = (
+            (state.tokens - self._tokens) / (now - self._since) if self._tokens else 0.0
+        )
         self._since, self._tokens = now, state.tokens
         self._window.clear()
         self._write(state, means)
@@ -271,7 +275,7 @@ def _tensorboard(out: Path, step: int) -> Any:
 def save_checkpoint(
     lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], state: State, out: Path
 ) -> None:
-    """Write weights, moments, random state and clock as one folder, whole or not at all; keep the last two."""
+    """Write weights, moments, random state and clock as one folder, whole or not at all; keep two."""
     folder = out / CHECKPOINTS_FOLDER
     partial, final = folder / ".partial", folder / f"{state.step:09d}"
     shutil.rmtree(partial, ignore_errors=True)

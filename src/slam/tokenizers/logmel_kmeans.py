@@ -1,7 +1,8 @@
 """Speech → k-means units of log-mel frames at 25 Hz: offline, no weights to download.
 
-One frame sees 128 ms, most of it the middle 64, and frames are 40 ms apart, so every sample is heard. A unit carries its centroid, a
-log-mel spectrum, so the units alone can be turned back into sound (see `slam.vocoders.griffin_lim`).
+One frame sees 128 ms, most of it the middle 64, and frames are 40 ms apart, so every sample is heard. A unit
+carries its centroid, a log-mel spectrum, so the units alone can be turned back into sound (see
+`slam.vocoders.griffin_lim`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -134,7 +135,7 @@ class LogMelKMeans:
     def quantize(self, frames: npt.NDArray[np.float32]) -> Units:
         """Log-mel frames `[F, 80]` → units: the nearest centroid by squared distance, one matrix product."""
         normalised = (frames - self.mean) / self.scale
-        # ‖x − c‖² = ‖x‖² − 2 x·c + ‖c‖², and ‖x‖² is the same for every c
+        # |x - c|² = |x|² - 2 x·c + |c|², and |x|² is the same for every c
         distances = (self.centroids**2).sum(axis=1) - 2.0 * (normalised @ self.centroids.T)
         return deduplicate(distances.argmin(axis=1), FRAME_RATE)
 
