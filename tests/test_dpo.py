@@ -73,8 +73,8 @@ def trl_trainer(folders, tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     spoken = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
+        pad_token="<pad>",  # noqa: S106 - no password
+        bos_token="<s>",  # noqa: S106 - no password
         eos_token="<s>",  # noqa: S106 - no password
     )
 

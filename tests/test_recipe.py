@@ -6,8 +6,9 @@ import pytest
 
 import toy_language
 from slam.errors import ConfigError, InputError, SlamError
-from slam.recipe import load_recipe, run_recipe
+from slam.recipe import load_recipe
 from slam.run import read_run, write_json
+from slam.runner import run_recipe
 
 TOY = Path(__file__).parent / "toy.toml"
 SMALL = """

@@ -243,6 +243,19 @@ def test_a_batch_has_the_same_gradients_however_it_is_split():
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         for one, other in zip(gradients, found[0][1], strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    # and they are those of the mean over all predicted tokens
+    plain = toy_language.new_toy_lm()
+    total = sum(
+        torch.nn.functional.cross_entropy(
+            reference_model.document_logits(plain, document)[:-1],
+            torch.tensor(document[1:].astype(np.int64)),
+            reduction="sum",
+        )
+        for document in documents
+    )
+    (total / sum(len(document) - 1 for document in documents)).backward()
+    for one, other in zip(found[0][1], plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_training_equals_a_plain_loop_over_single_documents(settings_of, tmp_path):

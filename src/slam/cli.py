@@ -10,14 +10,15 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from rich.table import Table
 
 from slam import __version__
 from slam.errors import SlamError
 from slam.progress import console
-from slam.recipe import STAGES, load_recipe, run_recipe
+from slam.recipe import STAGES, load_recipe
 from slam.run import Run, read_json
+from slam.runner import run_recipe
 
 _HELP = {
     "synthesize": "Text → speech: your own lines, or stories and pairs of the built-in grammar.",
@@ -79,6 +80,7 @@ def run(
     recipe: Path,
     *,
     folder: Path | None = None,
+    jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     set: Annotated[Sequence[str], Parameter(negative="")] = (),  # noqa: A002 - the flag's name
 ) -> None:
     """Make every step of a recipe that is not done yet.
@@ -89,11 +91,13 @@ def run(
         A TOML file of named steps.
     folder
         Where the steps' folders go, instead of the recipe's own.
+    jobs
+        How many steps may be made at the same time, instead of the recipe's own number.
     set
         A setting to use instead of the recipe's: STEP.KEY=VALUE.
     """
     loaded = load_recipe(recipe, folder=folder, overrides=set)
-    done = run_recipe(loaded)
+    done = run_recipe(loaded, jobs)
     if not any(made for _, _, made in done):
         console.print(f"{recipe}: every step is done already, nothing to do", highlight=False)
     _print_scores(loaded.folder, [finished for _, finished, _ in done])

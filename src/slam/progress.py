@@ -17,6 +17,15 @@ from rich.progress import (
 console = Console(stderr=True)
 
 
+_silenced = False
+
+
+def silence() -> None:
+    """Draw no bars in this process: its parent draws them."""
+    global _silenced  # noqa: PLW0603 - a process is silenced once, when it starts
+    _silenced = True
+
+
 class Bar:
     """A running bar: how far, and a word on how it goes."""
 
@@ -43,5 +52,6 @@ def bar(what: str, total: float) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    hidden = _silenced or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         yield Bar(progress, progress.add_task(what, total=total, note=""))

@@ -2,11 +2,10 @@
 
 A step's inputs are other steps, by name, or paths. A step is done when its folder's `run.json` carries the
 fingerprint of its stage, settings and inputs; it is stale, and made again, when that fingerprint differs.
+`slam.runner` makes them.
 """
 
 import difflib
-import shutil
-import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,10 +16,9 @@ import msgspec
 
 from slam import dpo, encode, evaluate, generate, pack, pretrain, report, synthesize
 from slam.errors import ConfigError, InputError
-from slam.progress import console
-from slam.run import Run, identity, state_of
+from slam.run import Run
 
-_RECIPE_KEYS = ("folder", "steps")
+_RECIPE_KEYS = ("folder", "jobs", "steps")
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class Recipe:
 
     path: Path
     folder: Path
+    jobs: int  # steps that may be made at the same time
     steps: tuple[Step, ...]
 
 
@@ -66,7 +65,7 @@ def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[s
     """Read and check a recipe.
 
     Args:
-        path: the TOML file: `folder`, and a table `[steps.NAME]` for each step in order.
+        path: the TOML file: `folder`, `jobs`, and a table `[steps.NAME]` for each step in order.
         folder: where the steps' folders go, instead of the recipe's own `folder`.
         overrides: settings as `STEP.KEY=VALUE`, the value in TOML.
 
@@ -101,7 +100,10 @@ def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[s
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         steps[name] = Step(name, table["stage"], config, root / name)
-    return Recipe(path, root, tuple(steps.values()))
+    jobs = content.get("jobs", 1)
+    if type(jobs) is not int or jobs < 1:
+        raise ConfigError(f"{path}: jobs = {jobs!r}: must be a whole number, at least 1")
+    return Recipe(path, root, jobs, tuple(steps.values()))
 
 
 def _config(
@@ -176,53 +178,3 @@ def _override(tables: dict[str, Any], text: str) -> None:
     for key in keys[:-1]:
         table = table.setdefault(key, {})
     table[keys[-1]] = parsed
-
-
-def run_recipe(recipe: Recipe) -> list[tuple[Step, Run, bool]]:
-    """Make every step that is not done.
-
-    Returns:
-        Each step with its run and whether it was made now.
-
-    Raises:
-        SlamError: a step failed, or the recipe's folder holds something that is no run of slam.
-    """
-    done = []
-    for number, step in enumerate(recipe.steps, 1):
-        label = f"[{number}/{len(recipe.steps)}] {step.name}"
-        fingerprint, _, _ = identity(step.stage, step.config)
-        state = state_of(step.out, fingerprint)
-        if state == "other":
-            # ours, by its run.json or started.json: made from other settings or inputs
-            console.print(f"{label}: its settings or inputs changed, making it again", highlight=False)
-            shutil.rmtree(step.out)
-        begin = time.perf_counter()
-        if state == "started":
-            console.print(f"{label}: going on where it was", highlight=False)
-        run = STAGES[step.stage].perform(step.config, step.out)
-        if state != "done":
-            seconds = time.perf_counter() - begin
-            console.print(f"{label}: {step.stage} in {seconds:.1f} s{_summary(run)}", highlight=False)
-        if step.stage == "report":
-            for name in (report.PAGE_FILE, report.RESULTS_FILE):
-                shutil.copyfile(step.out / name, recipe.folder / name)
-        done.append((step, run, state != "done"))
-    return done
-
-
-_SUMMARIES = {
-    "synthesize": ("num_utterances", "utterances"),
-    "encode": ("num_units", "units"),
-    "pretrain": ("final_validation_loss", "nats a token on held-out documents"),
-    "dpo": ("final_validation_preference_accuracy", "of held-out preferences right"),
-    "evaluate": ("num_pairs", "pairs scored"),
-    "generate": ("num_continuations", "continuations"),
-}
-
-
-def _summary(run: Run) -> str:
-    if run.stage not in _SUMMARIES:
-        return ""
-    key, words = _SUMMARIES[run.stage]
-    value = run.results[key]
-    return f": {value:,.3f} {words}" if isinstance(value, float) else f": {value:,} {words}"
