@@ -6,6 +6,7 @@ fingerprint of its stage, settings and inputs; it is stale, and made again, when
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,6 +19,7 @@ from slam import dpo, encode, evaluate, generate, pack, pretrain, report, synthe
 from slam.errors import ConfigError, InputError
 from slam.run import Run
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RECIPE_KEYS = ("folder", "jobs", "steps")
 
 
@@ -87,23 +89,28 @@ def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[s
         _override(tables, override)
     root = folder if folder is not None else Path(content.get("folder", Path("work") / path.stem))
     steps: dict[str, Step] = {}
-    for name, table in tables.items():
-        where = f"{path}: step {name!r}"
-        if not isinstance(table, dict) or not isinstance(table.get("stage"), str):
-            raise ConfigError(f'{where}: name its stage: stage = "…", one of {", ".join(STAGES)}')
-        if table["stage"] not in STAGES:
-            raise ConfigError(
-                f"{where}: no stage is called {table['stage']!r}; {_hint(table['stage'], STAGES)}"
-            )
+    for name in tables:
         try:
-            config = _config(STAGES[table["stage"]].config, table, steps, list(tables))
+            steps[name] = _step(name, tables, steps, root)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-        steps[name] = Step(name, table["stage"], config, root / name)
+            raise ConfigError(f"{path}: step {name!r}: {error}") from None
     jobs = content.get("jobs", 1)
     if type(jobs) is not int or jobs < 1:
         raise ConfigError(f"{path}: jobs = {jobs!r}: must be a whole number, at least 1")
     return Recipe(path, root, jobs, tuple(steps.values()))
+
+
+def _step(name: str, tables: Mapping[str, Any], steps: Mapping[str, Step], root: Path) -> Step:
+    """One table → a step, its inputs found among the `steps` before it."""
+    table = tables[name]
+    if not _NAME.fullmatch(name):
+        raise ConfigError("a step's name is its folder's: letters, digits, '-' and '_' only")
+    if not isinstance(table, dict) or not isinstance(table.get("stage"), str):
+        raise ConfigError(f'name its stage: stage = "…", one of {", ".join(STAGES)}')
+    if table["stage"] not in STAGES:
+        raise ConfigError(f"no stage is called {table['stage']!r}; {_hint(table['stage'], STAGES)}")
+    config = _config(STAGES[table["stage"]].config, table, steps, list(tables))
+    return Step(name, table["stage"], config, root / name)
 
 
 def _config(
@@ -176,5 +183,7 @@ def _override(tables: dict[str, Any], text: str) -> None:
         parsed = value
     table = tables[step]
     for key in keys[:-1]:
-        table = table.setdefault(key, {})
+        table = table.setdefault(key, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise ConfigError(f"{text!r}: {'.'.join((step, *keys[:-1]))!r} is no table of settings")
     table[keys[-1]] = parsed
