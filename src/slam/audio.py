@@ -4,6 +4,7 @@ libsndfile reads (wav, flac, ogg, mp3 …) and soxr resamples; both are imported
 training machines need neither.
 """
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,10 +81,11 @@ def write_audio(path: Path, audio: Audio) -> None:
     """Write 16-bit samples in the format that the suffix names (`.wav`, `.flac` …), whole or not at all."""
     import soundfile
 
+    # by way of memory: libsndfile does not say that a disk is full
+    whole = io.BytesIO()
+    soundfile.write(whole, audio.samples, audio.sample_rate, subtype="PCM_16", format=path.suffix[1:].upper())
     with replacing(path, flush=False) as partial:
-        soundfile.write(
-            partial, audio.samples, audio.sample_rate, subtype="PCM_16", format=path.suffix[1:].upper()
-        )
+        partial.write_bytes(whole.getvalue())
 
 
 def find_audio(folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ Exit status 0 when done, 2 when the user can put it right, 130 for Ctrl-C.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from rich.table import Table
+from safetensors import SafetensorError
 
 from slam import __version__
 from slam.errors import SlamError
@@ -37,6 +39,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # else Ctrl-C leaves without a word
 )
 
 
@@ -108,7 +111,7 @@ def _print_scores(folder: Path, runs: Sequence[Run]) -> None:
     if not any(finished.stage == "report" for finished in runs):
         return
     if rows := read_json(folder / "results.json"):
-        console.print(_score_table(rows))
+        console.print(_score_table(rows), soft_wrap=True)
     print(f"report: {folder / 'report.html'}")  # noqa: T201
 
 
@@ -117,7 +120,7 @@ def _score_table(rows: Sequence[dict[str, Any]]) -> Table:
     models = list(dict.fromkeys(row["model"] for row in rows))
     table = Table(title="accuracy in % and its 95 % interval", title_justify="left")
     for heading in ("benchmark", "pairs", *models):
-        table.add_column(heading, justify="left" if heading == "benchmark" else "right")
+        table.add_column(heading, justify="left" if heading == "benchmark" else "right", no_wrap=True)
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy"):
         found = {r["model"]: r for r in rows if r["benchmark"] == benchmark and r["metric"] == "accuracy"}
         cells = [
@@ -145,6 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
+    except SafetensorError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        _fail("the disk: no space left; free some and run the same command again")
 
 
 def _fail(line: str) -> None:

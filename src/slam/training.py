@@ -6,11 +6,12 @@ that a killed run, resumed, equals the run that was never killed.
 """
 
 import json
+import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,6 +70,7 @@ class State:
     seconds: float = 0.0  # in training steps: the budget's clock
     overhead_seconds: float = 0.0  # in validation and checkpoints, outside the budget
     validations: int = 0
+    window: Sequence[dict[str, float]] = ()  # figures of the steps since the log's last row
 
 
 def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path) -> Results:
@@ -84,22 +86,21 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path)
     torch.manual_seed(config.seed)
     state = restore(lm, optimizers, out)
     lm.train()
-    with Log(out, state.step) as log, bar(f"training {out.name}", 1.0) as progress, _signals() as stop:
+    with Log(out, state) as log, bar(f"training {out.name}", 1.0) as progress, _signals() as stop:
         last_checkpoint = time.perf_counter()
         batches = task.batches(state.step)
         while True:
             share = budget.share(seconds=state.seconds, tokens=state.tokens, steps=state.step)
-            if share * config.validations >= state.validations or share >= 1.0:
-                begin = time.perf_counter()
-                found = task.validate()
-                log.validation(state, found)
-                spent = state.overhead_seconds + time.perf_counter() - begin
-                state = replace(state, validations=state.validations + 1, overhead_seconds=spent)
             if share >= 1.0:
                 break
+            if share * config.validations >= state.validations:
+                begin = time.perf_counter()
+                log.validation(state, task.validate())
+                spent = state.overhead_seconds + time.perf_counter() - begin
+                state = replace(state, validations=state.validations + 1, overhead_seconds=spent)
             begin = time.perf_counter()
             if stop.requested or begin - last_checkpoint > config.checkpoint_seconds:
-                save_checkpoint(lm, optimizers, state, out)
+                save_checkpoint(lm, optimizers, replace(state, window=log.window()), out)
                 last_checkpoint = time.perf_counter()
                 spent = state.overhead_seconds + last_checkpoint - begin
                 state = replace(state, overhead_seconds=spent)
@@ -116,7 +117,15 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[M], out: Path)
             )
             note = log.training(state, figures | {"learning_rate": rate * config.learning_rate})
             progress.reach(share, note)
+        log.flush(state)
+        begin = time.perf_counter()
+        # before the last validation, whose row a resumed run writes itself
         save_checkpoint(lm, optimizers, state, out)
+        stop.leave()
+        found = task.validate()
+        log.validation(state, found)
+        state = replace(state, overhead_seconds=state.overhead_seconds + time.perf_counter() - begin)
+        stop.leave()
     return {
         "steps": state.step,
         "tokens": state.tokens,
@@ -200,18 +209,20 @@ def make_optimizers(lm: PreTrainedModel, config: TrainingConfig) -> list[torch.o
 
 
 class Log:
-    """`metrics.jsonl` and TensorBoard; rows after the step from which a run resumes are taken back first."""
+    """`metrics.jsonl` and TensorBoard; rows later than the state resumed from are taken back first."""
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, state: State) -> None:
         self._path = out / METRICS_FILE
         rows = read_json_lines(self._path) if self._path.is_file() else []
-        kept = [row for row in rows if row["step"] < step or (row["step"] == step and step)]
+        training = [row for row in rows if "loss" in row and row["step"] <= state.step]
+        validation = [row for row in rows if "loss" not in row][: state.validations]
+        kept = sorted(training + validation, key=lambda row: (row["step"], "loss" not in row))
         atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._window: list[dict[str, Tensor | float]] = []
+        self._window: list[Mapping[str, Tensor | float]] = list(state.window)
         self._since = time.perf_counter()
         self._tokens = 0
         self._note = ""
-        self._board = _tensorboard(out, step)
+        self._board = _tensorboard(out, state.step)
 
     def __enter__(self) -> Self:
         self._handle = self._path.open("a", encoding="utf-8")
@@ -229,17 +240,27 @@ class Log:
             InputError: the loss is not finite.
         """
         self._window.append(figures)
-        if state.step % _LOG_EVERY:
-            return self._note
+        if state.step % _LOG_EVERY == 0:
+            self.flush(state)
+        return self._note
+
+    def window(self) -> list[dict[str, float]]:
+        """The figures not yet written, for a checkpoint: a resumed run's next row is a mean over them too."""
+        return [{name: float(value) for name, value in row.items()} for row in self._window]
+
+    def flush(self, state: State) -> None:
+        """Write the mean of the figures taken since the last row, if there are any.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        if not self._window:
+            return
         means = {
             name: float(torch.tensor([float(row[name]) for row in self._window]).mean())
             for name in self._window[0]
         }
-        if not torch.tensor(means["loss"]).isfinite():
-            raise InputError(
-                f"{self._path.parent}: the loss is {means['loss']} at step {state.step}; "
-                "lower learning_rate, or clip harder"
-            )
+        self._check_finite(state, "loss", means)
         now = time.perf_counter()
         means["tokens_per_second"] = (
             (state.tokens - self._tokens) / (now - self._since) if self._tokens else 0.0
@@ -248,11 +269,22 @@ class Log:
         self._window.clear()
         self._write(state, means)
         self._note = f"loss {means['loss']:.3f}, {means['tokens_per_second']:,.0f} tokens/s"
-        return self._note
 
     def validation(self, state: State, figures: dict[str, float]) -> None:
-        """Write what a validation found."""
+        """Write what a validation found.
+
+        Raises:
+            InputError: its loss is not finite.
+        """
+        self._check_finite(state, "validation_loss", figures)
         self._write(state, figures)
+
+    def _check_finite(self, state: State, name: str, figures: Mapping[str, float]) -> None:
+        if not math.isfinite(figures.get(name, 0.0)):
+            raise InputError(
+                f"{self._path.parent}: the {name.replace('_', ' ')} is {figures[name]} at step {state.step}; "
+                "lower learning_rate, or clip harder"
+            )
 
     def _write(self, state: State, figures: dict[str, float]) -> None:
         row = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)} | figures
@@ -279,19 +311,22 @@ def save_checkpoint(
     folder = out / CHECKPOINTS_FOLDER
     partial, final = folder / ".partial", folder / f"{state.step:09d}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     weights = {name: weight.detach().contiguous() for name, weight in lm.named_parameters()}
-    save_file(weights, partial / "model.safetensors")
     moments = {
         f"{number}.{index}.{name}": value
         for number, optimizer in enumerate(optimizers)
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    save_file(moments | {"random": torch.get_rng_state()}, partial / "optimizer.safetensors")
-    write_json(partial / "state.json", asdict(state))
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    partial.mkdir(parents=True)
+    try:
+        save_file(weights, partial / "model.safetensors")
+        save_file(moments | {"random": torch.get_rng_state()}, partial / "optimizer.safetensors")
+        write_json(partial / "state.json", asdict(state))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk leaves nothing half-written
     for old in sorted(path for path in folder.iterdir() if path.name.isdigit())[:-_KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
@@ -305,13 +340,15 @@ def restore(lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], ou
             state = State(**read_json(path / "state.json"))
             weights = load_file(path / "model.safetensors")
             moments = load_file(path / "optimizer.safetensors")
-        except (OSError, SafetensorError, InputError, TypeError) as error:
+            random = moments.pop("random")
+            weights = {name: weights[name] for name, _ in lm.named_parameters()}
+        except (OSError, SafetensorError, InputError, TypeError, KeyError) as error:
             console.print(f"{path}: damaged checkpoint passed over ({error})", style="yellow")
             continue
         with torch.no_grad():
             for name, weight in lm.named_parameters():
                 weight.copy_(weights[name])
-        torch.set_rng_state(moments.pop("random"))
+        torch.set_rng_state(random)
         for number, optimizer in enumerate(optimizers):
             entries: dict[int, dict[str, Tensor]] = {}
             for key, value in moments.items():
