@@ -27,6 +27,7 @@ _ARRIVE: Final = (
     "{hero} {went} to the {place} one {time}.",
 )
 
+# In the order in which they are told most often.
 FAMILIES: Final = (
     Family(
         "treasure",
@@ -58,51 +59,61 @@ FAMILIES: Final = (
         ),
     ),
     Family(
-        "mood",
-        ("hero", "animal", "place", "object", "feeling", "cause"),
+        "rescue",
+        ("hero", "animal", "place", "object"),
         (
-            _ARRIVE,
             (
-                "{hero} had a {object} and a {animal}.",
-                "{hero} brought a {object} and a {animal}.",
-                "With {hero} were a {object} and a {animal}.",
+                "{hero} lost a {colour} {object} {in_place}.",
+                "{hero} dropped a {colour} {object} {in_place}.",
             ),
-            ("{in_place} {cause}.", "That day {cause}."),
             (
-                "{hero} felt very {feeling} {in_place}.",
-                "{in_place} {hero} felt very {feeling}.",
-                "Soon {hero} felt {feeling} {in_place}.",
+                "{hero} looked for the {object} all day.",
+                "{he} searched the {place} for the {object}.",
+            ),
+            (
+                "A {trait} {animal} {in_place} helped {hero}.",
+                "A {trait} {animal} came to help {hero}.",
+            ),
+            (
+                "The {animal} found the {object} under some leaves.",
+                "The {animal} found the {object} behind a rock.",
+                "The {animal} pulled the {object} out of the mud.",
             ),
         ),
         (
-            "{hero} was {feeling} because {cause}.",
-            "{hero} felt {feeling} because {cause}.",
-            "{hero} told everyone that {cause}.",
-            "{hero} was {feeling} all the way home.",
-            "{hero} left the {place} and still felt {feeling}.",
+            "The {animal} gave the {object} back to {hero}.",
+            "{hero} thanked the {animal} for the {object}.",
+            "{hero} took the {object} home from the {place}.",
+            "The {animal} and {hero} left the {place} together.",
         ),
     ),
     Family(
-        "chores",
-        ("hero", "friend", "place", "first", "second"),
+        "gift",
+        ("hero", "friend", "place", "object", "colour"),
         (
             (
-                "{hero} and {friend} {went} to the {place}.",
-                "One {time} {hero} took {friend} to the {place}.",
+                "{hero} met {friend} {in_place} one {time}.",
+                "One {time} {hero} visited {friend} {in_place}.",
             ),
-            ("First {hero} {first}.", "{hero} {first} first.", "To begin with {hero} {first}."),
-            ("After that {hero} {second}.", "Then {hero} {second}.", "Later {hero} {second}."),
             (
-                "{friend} watched {hero} {in_place}.",
-                "{friend} helped {hero} {in_place}.",
-                "{friend} waited for {hero} {in_place}.",
+                "{hero} had a {colour} {object}.",
+                "{hero} bought a {colour} {object} {in_place}.",
+            ),
+            (
+                "{hero} gave the {colour} {object} to {friend}.",
+                "{hero} handed {friend} the {colour} {object}.",
+            ),
+            (
+                "{friend} liked the gift from {hero}.",
+                "The {object} was the best gift for {friend}.",
+                "{friend} hugged {hero} for the {object}.",
             ),
         ),
         (
-            "{hero} {first} before {he} {second}.",
-            "{hero} {second} after {he} {first}.",
-            "{hero} {first} and then {second}.",
-            "In the end {hero} and {friend} left the {place}.",
+            "{friend} got the {colour} {object} from {hero}.",
+            "{friend} thanked {hero} for the {colour} {object}.",
+            "{friend} took the {colour} {object} home from the {place}.",
+            "So {hero} gave {friend} a {colour} {object}.",
         ),
     ),
     Family(
@@ -133,6 +144,35 @@ FAMILIES: Final = (
         ),
     ),
     Family(
+        "stray",
+        ("hero", "animal", "place", "food", "colour"),
+        (
+            (
+                "{hero} {met} a {colour} {animal} {in_place}.",
+                "A {colour} {animal} lived {in_place}.",
+            ),
+            (
+                "The {colour} {animal} was cold and lonely.",
+                "The {colour} {animal} was lost and hungry.",
+            ),
+            (
+                "{hero} gave the {animal} some {food}.",
+                "{hero} {cooked} some {food} for the {animal}.",
+            ),
+            (
+                "The {animal} ate the {food} {slowly}.",
+                "The {animal} liked {hero} and the {food}.",
+                "{hero} stroked the {animal} and {he} laughed.",
+            ),
+        ),
+        (
+            "Then the {colour} {animal} {rested} {in_place}.",
+            "{hero} visited the {colour} {animal} {in_place} again.",
+            "The {animal} thanked {hero} for the {food}.",
+            "The {colour} {animal} ate all the {food}.",
+        ),
+    ),
+    Family(
         "herd",
         ("hero", "animal", "place", "count", "food"),
         (
@@ -155,6 +195,35 @@ FAMILIES: Final = (
             "{hero} fed {count} {animals} {in_place}.",
             "{hero} said goodbye to the {count} {animals}.",
             "The {count} {animals} thanked {hero} for the {food}.",
+        ),
+    ),
+    Family(
+        "helper",
+        ("hero", "helper", "place", "object"),
+        (
+            (
+                "One {time} {hero} met a {helper} {in_place}.",
+                "{hero} visited a {trait} {helper} {in_place}.",
+            ),
+            (
+                "The {helper} needed a {colour} {object}.",
+                "The {helper} was looking for a {object}.",
+            ),
+            (
+                "{hero} found the {object} for the {helper}.",
+                "{hero} brought the {helper} a {object}.",
+            ),
+            (
+                "The {helper} used the {object} {in_place}.",
+                "The {helper} was pleased with the {object}.",
+                "{hero} and the {helper} shook hands {in_place}.",
+            ),
+        ),
+        (
+            "The {helper} thanked {hero} for the {object}.",
+            "{hero} said goodbye to the {helper} {in_place}.",
+            "The {helper} kept the {object} {in_place}.",
+            "{hero} was a good friend to the {helper}.",
         ),
     ),
     Family(
@@ -216,119 +285,28 @@ FAMILIES: Final = (
         ),
     ),
     Family(
-        "gift",
-        ("hero", "friend", "place", "object", "colour"),
+        "mood",
+        ("hero", "animal", "place", "object", "feeling", "cause"),
         (
+            _ARRIVE,
             (
-                "{hero} met {friend} {in_place} one {time}.",
-                "One {time} {hero} visited {friend} {in_place}.",
+                "{hero} had a {object} and a {animal}.",
+                "{hero} brought a {object} and a {animal}.",
+                "With {hero} were a {object} and a {animal}.",
             ),
+            ("{in_place} {cause}.", "That day {cause}."),
             (
-                "{hero} had a {colour} {object}.",
-                "{hero} bought a {colour} {object} {in_place}.",
-            ),
-            (
-                "{hero} gave the {colour} {object} to {friend}.",
-                "{hero} handed {friend} the {colour} {object}.",
-            ),
-            (
-                "{friend} liked the gift from {hero}.",
-                "The {object} was the best gift for {friend}.",
-                "{friend} hugged {hero} for the {object}.",
+                "{hero} felt very {feeling} {in_place}.",
+                "{in_place} {hero} felt very {feeling}.",
+                "Soon {hero} felt {feeling} {in_place}.",
             ),
         ),
         (
-            "{friend} got the {colour} {object} from {hero}.",
-            "{friend} thanked {hero} for the {colour} {object}.",
-            "{friend} took the {colour} {object} home from the {place}.",
-            "So {hero} gave {friend} a {colour} {object}.",
-        ),
-    ),
-    Family(
-        "rescue",
-        ("hero", "animal", "place", "object"),
-        (
-            (
-                "{hero} lost a {colour} {object} {in_place}.",
-                "{hero} dropped a {colour} {object} {in_place}.",
-            ),
-            (
-                "{hero} looked for the {object} all day.",
-                "{he} searched the {place} for the {object}.",
-            ),
-            (
-                "A {trait} {animal} {in_place} helped {hero}.",
-                "A {trait} {animal} came to help {hero}.",
-            ),
-            (
-                "The {animal} found the {object} under some leaves.",
-                "The {animal} found the {object} behind a rock.",
-                "The {animal} pulled the {object} out of the mud.",
-            ),
-        ),
-        (
-            "The {animal} gave the {object} back to {hero}.",
-            "{hero} thanked the {animal} for the {object}.",
-            "{hero} took the {object} home from the {place}.",
-            "The {animal} and {hero} left the {place} together.",
-        ),
-    ),
-    Family(
-        "stray",
-        ("hero", "animal", "place", "food", "colour"),
-        (
-            (
-                "{hero} {met} a {colour} {animal} {in_place}.",
-                "A {colour} {animal} lived {in_place}.",
-            ),
-            (
-                "The {colour} {animal} was cold and lonely.",
-                "The {colour} {animal} was lost and hungry.",
-            ),
-            (
-                "{hero} gave the {animal} some {food}.",
-                "{hero} {cooked} some {food} for the {animal}.",
-            ),
-            (
-                "The {animal} ate the {food} {slowly}.",
-                "The {animal} liked {hero} and the {food}.",
-                "{hero} stroked the {animal} and {he} laughed.",
-            ),
-        ),
-        (
-            "Then the {colour} {animal} {rested} {in_place}.",
-            "{hero} visited the {colour} {animal} {in_place} again.",
-            "The {animal} thanked {hero} for the {food}.",
-            "The {colour} {animal} ate all the {food}.",
-        ),
-    ),
-    Family(
-        "helper",
-        ("hero", "helper", "place", "object"),
-        (
-            (
-                "One {time} {hero} met a {helper} {in_place}.",
-                "{hero} visited a {trait} {helper} {in_place}.",
-            ),
-            (
-                "The {helper} needed a {colour} {object}.",
-                "The {helper} was looking for a {object}.",
-            ),
-            (
-                "{hero} found the {object} for the {helper}.",
-                "{hero} brought the {helper} a {object}.",
-            ),
-            (
-                "The {helper} used the {object} {in_place}.",
-                "The {helper} was pleased with the {object}.",
-                "{hero} and the {helper} shook hands {in_place}.",
-            ),
-        ),
-        (
-            "The {helper} thanked {hero} for the {object}.",
-            "{hero} said goodbye to the {helper} {in_place}.",
-            "The {helper} kept the {object} {in_place}.",
-            "{hero} was a good friend to the {helper}.",
+            "{hero} was {feeling} because {cause}.",
+            "{hero} felt {feeling} because {cause}.",
+            "{hero} told everyone that {cause}.",
+            "{hero} was {feeling} all the way home.",
+            "{hero} left the {place} and still felt {feeling}.",
         ),
     ),
     Family(
@@ -359,6 +337,29 @@ FAMILIES: Final = (
             "{hero} and the {animal} went home by {vehicle}.",
             "The {animal} loved the {vehicle} and the {place}.",
             "{hero} waved to the {animal} from the {vehicle}.",
+        ),
+    ),
+    Family(
+        "chores",
+        ("hero", "friend", "place", "first", "second"),
+        (
+            (
+                "{hero} and {friend} {went} to the {place}.",
+                "One {time} {hero} took {friend} to the {place}.",
+            ),
+            ("First {hero} {first}.", "{hero} {first} first.", "To begin with {hero} {first}."),
+            ("After that {hero} {second}.", "Then {hero} {second}.", "Later {hero} {second}."),
+            (
+                "{friend} watched {hero} {in_place}.",
+                "{friend} helped {hero} {in_place}.",
+                "{friend} waited for {hero} {in_place}.",
+            ),
+        ),
+        (
+            "{hero} {first} before {he} {second}.",
+            "{hero} {second} after {he} {first}.",
+            "{hero} {first} and then {second}.",
+            "In the end {hero} and {friend} left the {place}.",
         ),
     ),
 )

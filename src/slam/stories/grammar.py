@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeVar, get_args
 
 from slam.stories import lexicon
 from slam.stories.contrasts import CONTRASTS, PHRASES
@@ -21,6 +21,7 @@ from slam.stories.frames import FAMILIES, INTERLUDES, Family
 
 Split = Literal["train", "validation", "preferences", "evaluation"]
 Gender = Literal["girl", "boy"]
+_T = TypeVar("_T")
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 # Upper ends of each split's share of the hash, in percent.
@@ -32,7 +33,7 @@ _SPLIT_ENDS: Final[tuple[tuple[int, Split], ...]] = (
 )
 STORY_WORDS: Final = (24, 40)
 _NAMES: Final = lexicon.GIRLS + lexicon.BOYS
-_INTERLUDE_SHARE: Final = 0.2
+_INTERLUDE_SHARE: Final = 0.1
 
 _SLOT: Final = re.compile(r"\{(\w+)\}")
 _ARTICLE: Final = re.compile(r"\b([Aa])(?= [aeiou])")
@@ -141,6 +142,15 @@ def _pick(rng: random.Random, pool: Sequence[str]) -> str:
     return pool[int(rng.random() * len(pool))]
 
 
+def _pick_often(rng: random.Random, pool: Sequence[_T]) -> _T:
+    """Draw from a pool whose first members are met most: the i-th with weight 1 / i².
+
+    Ways of telling are skewed as they are in any language, so that a few minutes of training meet the common
+    ones often. Facts are never drawn this way: a right value must be no likelier than a wrong one.
+    """
+    return rng.choices(pool, [1 / (rank + 1) ** 2 for rank in range(len(pool))])[0]
+
+
 def _pick_two(rng: random.Random, pool: Sequence[str]) -> tuple[str, str]:
     one, two = _pick(rng, pool), _pick(rng, pool)
     return (one, two) if one != two else _pick_two(rng, pool)
@@ -172,9 +182,11 @@ def draw_facts(rng: random.Random) -> Facts:
     )
 
 
-def draw_wording(rng: random.Random) -> dict[str, str]:
-    """Draw the words that carry no fact."""
-    return {slot: rng.choice(choices) for slot, choices in lexicon.WORDINGS.items()}
+def draw_wording(
+    rng: random.Random, pick: Callable[[random.Random, Sequence[str]], str] = _pick
+) -> dict[str, str]:
+    """Draw the words that carry no fact, each as `pick` draws from its pool."""
+    return {slot: pick(rng, choices) for slot, choices in lexicon.WORDINGS.items()}
 
 
 # Families, each with the endings that a story may be given.
@@ -185,15 +197,16 @@ _ALL_ENDINGS: Final[Endings] = tuple((family, family.endings) for family in FAMI
 def draw_story(rng: random.Random, split: Split, options: Endings = _ALL_ENDINGS) -> Story:
     """Draw a story of `split` that ends in one of the endings of `options`."""
     while True:
-        family, endings = rng.choice(options)
+        family, endings = options[int(len(options) * rng.random() ** 2)]  # the first ones are told most
         facts = draw_facts(rng)
         key = "|".join((family.name, *(getattr(facts, field) for field in family.key)))
         if split_of(key) != split:
             continue
-        beats = tuple(rng.choice(beat) for beat in family.beats)
+        beats = tuple(_pick_often(rng, beat) for beat in family.beats)
         if rng.random() < _INTERLUDE_SHARE:
             beats = (beats[0], rng.choice(INTERLUDES), *beats[1:])
-        story = Story(key, family, facts, draw_wording(rng), beats, rng.choice(endings))
+        facts = replace(facts, trait=_pick_often(rng, lexicon.TRAITS))
+        story = Story(key, family, facts, draw_wording(rng, _pick_often), beats, _pick_often(rng, endings))
         if STORY_WORDS[0] <= len(story.text.split()) <= STORY_WORDS[1]:
             return story
 
