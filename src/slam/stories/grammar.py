@@ -143,12 +143,12 @@ def _pick(rng: random.Random, pool: Sequence[str]) -> str:
 
 
 def _pick_often(rng: random.Random, pool: Sequence[_T]) -> _T:
-    """Draw from a pool whose first members are met most: the i-th with weight 1 / i².
+    """Draw from a pool whose first members are met most: the i-th with weight 1 / i³.
 
     Ways of telling are skewed as they are in any language, so that a few minutes of training meet the common
     ones often. Facts are never drawn this way: a right value must be no likelier than a wrong one.
     """
-    return rng.choices(pool, [1 / (rank + 1) ** 2 for rank in range(len(pool))])[0]
+    return rng.choices(pool, [1 / (rank + 1) ** 3 for rank in range(len(pool))])[0]
 
 
 def _pick_two(rng: random.Random, pool: Sequence[str]) -> tuple[str, str]:
@@ -197,7 +197,7 @@ _ALL_ENDINGS: Final[Endings] = tuple((family, family.endings) for family in FAMI
 def draw_story(rng: random.Random, split: Split, options: Endings = _ALL_ENDINGS) -> Story:
     """Draw a story of `split` that ends in one of the endings of `options`."""
     while True:
-        family, endings = options[int(len(options) * rng.random() ** 2)]  # the first ones are told most
+        family, endings = options[int(len(options) * rng.random() ** 3)]  # the first ones are told most
         facts = draw_facts(rng)
         key = "|".join((family.name, *(getattr(facts, field) for field in family.key)))
         if split_of(key) != split:
