@@ -13,7 +13,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from slam.stories import lexicon
 from slam.stories.contrasts import CONTRASTS, PHRASES
@@ -194,19 +194,26 @@ Endings = Sequence[tuple[Family, Sequence[str]]]
 _ALL_ENDINGS: Final[Endings] = tuple((family, family.endings) for family in FAMILIES)
 
 
-def draw_story(rng: random.Random, split: Split, options: Endings = _ALL_ENDINGS) -> Story:
-    """Draw a story of `split` that ends in one of the endings of `options`."""
+def draw_story(
+    rng: random.Random, split: Split, options: Endings = _ALL_ENDINGS, *, evenly: bool = False
+) -> Story:
+    """Draw a story of `split` that ends in one of the endings of `options`.
+
+    Common families and wordings come most often, unless all are drawn `evenly`.
+    """
+    pick: Callable[[random.Random, Sequence[Any]], Any] = _pick if evenly else _pick_often
     while True:
-        family, endings = options[int(len(options) * rng.random() ** 3)]  # the first ones are told most
+        # the first families are told most
+        family, endings = options[int(len(options) * rng.random() ** (1 if evenly else 3))]
         facts = draw_facts(rng)
         key = "|".join((family.name, *(getattr(facts, field) for field in family.key)))
         if split_of(key) != split:
             continue
-        beats = tuple(_pick_often(rng, beat) for beat in family.beats)
+        beats = tuple(pick(rng, beat) for beat in family.beats)
         if rng.random() < _INTERLUDE_SHARE:
             beats = (beats[0], rng.choice(INTERLUDES), *beats[1:])
-        facts = replace(facts, trait=_pick_often(rng, lexicon.TRAITS))
-        story = Story(key, family, facts, draw_wording(rng, _pick_often), beats, _pick_often(rng, endings))
+        facts = replace(facts, trait=pick(rng, lexicon.TRAITS))
+        story = Story(key, family, facts, draw_wording(rng, pick), beats, pick(rng, endings))
         if STORY_WORDS[0] <= len(story.text.split()) <= STORY_WORDS[1]:
             return story
 

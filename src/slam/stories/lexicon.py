@@ -54,7 +54,6 @@ FEELING_CAUSES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("angry", "furious"): (
         "the {animal} took the {object}",
         "the {animal} hid the {object}",
-        "the {animal} broke the {object}",
         "the {animal} kicked the {object}",
     ),
     ("happy", "cheerful"): (

@@ -64,10 +64,10 @@ def _contradictions(source: str, split: Split, seed: int, kinds: Sequence[str]) 
 
 def _topics(source: str, split: Split, seed: int, kinds: Sequence[str]) -> Iterator[_Drawn]:
     def draw(rng: random.Random, kind: str) -> _Drawn:
-        story = draw_story(rng, split)
-        other = draw_story(rng, split)
+        story, other = draw_story(rng, split), draw_story(rng, split)
         while not _is_elsewhere(story, other):
-            other = draw_story(rng, split)
+            # both anew: to keep one would make some endings likelier on its side than on the other
+            story, other = draw_story(rng, split), draw_story(rng, split)
         reason = f"it ends another story, about {other.facts.hero} and not {story.facts.hero}"
         return _Drawn(kind, story.prompt, story.last, other.last, reason, story.key)
 

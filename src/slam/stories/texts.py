@@ -56,7 +56,8 @@ def _sentences(split: Split, seed: int) -> Iterator[_Drawn]:
         if rng.random() < _CONTRAST_SHARE:
             return draw_contrast(rng, split, rng.choice(tuple(CONTRASTS)))[0], None
         while True:
-            story = draw_story(rng, split)
+            # evenly: here the words and frames that stories seldom use are heard
+            story = draw_story(rng, split, evenly=True)
             sentence = rng.choice((*story.prompt_sentences, story.last))
             if SENTENCE_WORDS[0] <= len(sentence.split()) <= SENTENCE_WORDS[1]:
                 return sentence, story.key
