@@ -124,7 +124,7 @@ def _score_table(rows: Sequence[dict[str, Any]]) -> Table:
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy"):
         found = {r["model"]: r for r in rows if r["benchmark"] == benchmark and r["metric"] == "accuracy"}
         cells = [
-            f"{100 * r['value']:.1f} ({100 * r['low']:.1f} to {100 * r['high']:.1f})"
+            f"{100 * r['value']:.1f} ({100 * r['low']:.0f}, {100 * r['high']:.0f})"
             if (r := found.get(m))
             else ""
             for m in models
