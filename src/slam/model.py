@@ -379,7 +379,10 @@ def new_lm(
         config.rope_parameters = (getattr(config, "rope_parameters", None) or {}) | {"rope_theta": rope_theta}
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and context > longest:
-        raise ConfigError(f"context {context} is longer than the {longest} tokens that {base} allows")
+        raise ConfigError(
+            f"context {context} is longer than the {longest} tokens that {base} allows; "
+            f"set context to {longest}"
+        )
     if base is not None and initialization == "twist":
         lm = _pretrained(base, config)
         _swap_embeddings(lm, vocabulary.size)
