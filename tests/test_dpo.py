@@ -16,7 +16,8 @@ from slam.budget import learning_rate_share
 from slam.dpo import DpoConfig, dpo, format_pairs
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.losses import dpo_loss
-from slam.model import SpeechLM, document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
+from slam.model import SpeechLM
+from slam.packing import document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
 from slam.pairs import Pair, read_pairs
 from slam.pretrain import PretrainConfig, pretrain
 from slam.run import read_json_lines, read_run

@@ -11,14 +11,12 @@ import reference_model
 import toy_language
 from slam.architecture import Architecture
 from slam.errors import ConfigError, InputError, MismatchError
-from slam.model import (
+from slam.model import SpeechLM, check_built, new_lm
+from slam.packing import (
     PACKED,
-    SpeechLM,
-    check_built,
     document_sums,
     log_likelihoods,
     logits,
-    new_lm,
     packed,
     token_log_likelihoods,
     use_packed,

@@ -5,24 +5,25 @@ second model is held. A pair is formatted as the paper's recipe does: `<S>` and 
 continuation and `<S>`; only the continuation counts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slam import world
 from slam.budget import ScheduleName, TrainingConfig
 from slam.errors import ConfigError, InputError
 from slam.pairs import Pair, read_pairs
 from slam.run import Results, source, stage
-from slam.shards import Batches, split
+from slam.shards import Batches
 from slam.units import Ids, Vocabulary, read_units
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from slam.model import Packed
+    from slam.packing import Fill, Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +79,12 @@ class Preferences:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceBatch:
-    """Some pairs in one packed row: every chosen document, then every rejected one."""
+class Compared:
+    """What the loss needs of a row's pairs: every chosen document comes first, then every rejected one."""
 
-    packed: "Packed"
-    skipped: tuple[int, ...]  # [2 B]
+    skipped: tuple[int, ...]  # [2 B] targets that belong to the prompts
     reference: "Tensor"  # [2 B] the reference's log-likelihoods, nats
     continuation_tokens: "Tensor"  # [B] of the chosen side
-
-    @property
-    def weight(self) -> int:
-        """How many pairs."""
-        return len(self.skipped) // 2
-
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens, prompts counted twice."""
-        return self.packed.num_tokens
 
 
 def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) -> Preferences:
@@ -129,9 +119,11 @@ def dpo(config: DpoConfig, out: Path) -> Results:
     """
     import torch
 
+    from slam.devices import best_device
     from slam.losses import dpo_loss
-    from slam.model import SpeechLM, document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
-    from slam.training import Task, discard_checkpoints, train
+    from slam.model import SpeechLM
+    from slam.packing import document_sums, log_likelihoods, packed, use_packed
+    from slam.training import Task, discard_checkpoints, gathered_weights, train
 
     speech_lm, units = SpeechLM.load(config.model), read_units(config.pairs)
     speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.pairs)
@@ -140,41 +132,35 @@ def dpo(config: DpoConfig, out: Path) -> Results:
     use_packed(lm)
     training, held_out = _divide(pairs, config)
 
-    def likelihoods(of: Preferences) -> np.ndarray:
+    def likelihoods(of: Preferences, poll: Callable[[], None] | None = None) -> np.ndarray:
         """`[2, B]` nats: chosen, rejected."""
         sums, _ = log_likelihoods(
-            lm, of.chosen + of.rejected, skipped=of.skipped * 2, most_tokens=config.micro_batch_tokens
+            lm,
+            of.chosen + of.rejected,
+            skipped=of.skipped * 2,
+            most_tokens=config.micro_batch_tokens,
+            poll=poll,
         )
         return sums.reshape(2, -1)
 
     reference, held_out_reference = likelihoods(training), likelihoods(held_out)
-    lm.train()
-    order = Batches(np.ones(len(training.chosen), np.int64), config.batch_pairs, config.seed)
-    costs = training.costs()
 
-    def batches(step: int) -> Iterator[Sequence[PreferenceBatch]]:
-        for numbers in order.starting_at(step):
-            micro = []
-            for group in split(costs[numbers], config.micro_batch_tokens):
-                some = training.take(numbers[group])
-                lengths = [len(c) - 1 - s for c, s in zip(some.chosen, some.skipped, strict=True)]
-                micro.append(
-                    PreferenceBatch(
-                        packed=packed(some.chosen + some.rejected, lm.device),
-                        skipped=tuple(some.skipped * 2),
-                        reference=torch.tensor(reference[:, numbers[group]].ravel(), dtype=torch.float32),
-                        continuation_tokens=torch.tensor(lengths, dtype=torch.float32),
-                    )
-                )
-            yield micro
+    def row(numbers: "np.ndarray", fill: "Fill | None") -> "tuple[Packed, Compared]":
+        some = training.take(numbers)
+        lengths = [len(c) - 1 - s for c, s in zip(some.chosen, some.skipped, strict=True)]
+        return packed(some.chosen + some.rejected, best_device(), fill), Compared(
+            skipped=tuple(some.skipped * 2),
+            reference=torch.tensor(reference[:, numbers].ravel(), dtype=torch.float32),
+            continuation_tokens=torch.tensor(lengths, dtype=torch.float32),
+        )
 
-    def loss(batch: PreferenceBatch) -> tuple["Tensor", dict[str, "Tensor"]]:
-        sums = document_sums(token_log_likelihoods(lm, batch.packed), batch.packed.lengths, batch.skipped)
+    def loss(values: "Tensor", row: "Packed", compared: Compared) -> tuple["Tensor", dict[str, "Tensor"]]:
+        sums = document_sums(values, row.lengths, compared.skipped)
         chosen, rejected = sums.chunk(2)
-        reference_chosen, reference_rejected = batch.reference.to(sums.device).chunk(2)
+        reference_chosen, reference_rejected = compared.reference.to(sums.device).chunk(2)
         losses = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=config.beta)
         if config.sft_weight:
-            losses = losses - config.sft_weight * chosen / batch.continuation_tokens.to(sums.device)
+            losses = losses - config.sft_weight * chosen / compared.continuation_tokens.to(sums.device)
         margins = (chosen - reference_chosen) - (rejected - reference_rejected)
         return losses.sum(), {
             "reward_accuracy": (margins > 0).float().sum(),
@@ -183,8 +169,8 @@ def dpo(config: DpoConfig, out: Path) -> Results:
             "rejected_log_likelihood": rejected.sum(),
         }
 
-    def validate() -> dict[str, float]:
-        now = likelihoods(held_out)
+    def validate(poll: Callable[[], None]) -> dict[str, float]:
+        now = likelihoods(held_out, poll)
         margins = (now - held_out_reference)[0] - (now - held_out_reference)[1]
         losses = np.logaddexp(0.0, -config.beta * margins)
         return {
@@ -192,13 +178,26 @@ def dpo(config: DpoConfig, out: Path) -> Results:
             "validation_preference_accuracy": float((now[0] > now[1]).mean()),
         }
 
-    results = train(lm, config, Task(batches=batches, loss=loss, validate=validate), out)
-    speech_lm.save(out)
+    count = len(training.chosen)
+    task = Task(
+        order=Batches(np.ones(count, np.int64), config.batch_pairs, config.seed),
+        costs=training.costs(),
+        terms=np.ones(count, np.int64),
+        documents=2,
+        longest=max(map(len, training.chosen + training.rejected)),
+        row=row,
+        loss=loss,
+        validate=validate,
+    )
+    results = train(lm, config, task, out)
+    weights = gathered_weights(lm)
+    if world.rank() == 0:
+        speech_lm.save(out, weights)
     discard_checkpoints(out)
     return results | {
-        "num_pairs": len(training.chosen),
+        "num_pairs": count,
         "num_held_out_pairs": len(held_out.chosen),
-        "epochs": round(results["steps"] * config.batch_pairs / len(training.chosen), 2),
+        "epochs": round(results["steps"] * config.batch_pairs / count, 2),
     }
 
 

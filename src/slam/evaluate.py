@@ -69,7 +69,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> Results:
             is not a number.
         MismatchError: a benchmark was encoded by another tokenizer than a model's.
     """
-    from slam.model import SpeechLM, use_packed
+    from slam.model import SpeechLM
+    from slam.packing import use_packed
 
     rows: list[Row] = []
     kinds: list[dict[str, Any]] = []
@@ -118,7 +119,7 @@ def score(speech_lm: "SpeechLM", pairs: Sequence[Pair], most_tokens: int) -> tup
     Raises:
         InputError: a score is not a number.
     """
-    from slam.model import log_likelihoods
+    from slam.packing import log_likelihoods
 
     def document(prompt: Units, side: Units) -> np.ndarray:
         return speech_lm.vocabulary.document(np.concatenate([prompt.ids, side.ids]))

@@ -153,7 +153,7 @@ def continue_units(
     """
     import torch
 
-    from slam.model import check_length
+    from slam.packing import check_length
 
     vocabulary = speech_lm.vocabulary
     tokens = vocabulary.document(prompt.ids)[:-1].astype(np.int64)

@@ -1,270 +1,30 @@
-"""A stock causal LM and the vocabulary it speaks; TWIST: a text LM's body under a speech vocabulary.
-
-Nothing of `transformers` is subclassed: documents packed end to end run through the stock model with an
-attention function of ours, registered under a name, that never lets one document see another.
-"""
+"""A stock causal LM and the vocabulary it speaks; TWIST: a text LM's body under a speech vocabulary."""
 
 import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slam.architecture import Architecture
+from slam.devices import best_device
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.run import read_json, write_json
-from slam.units import Ids, Vocabulary
+from slam.units import Vocabulary
 
 Initialization = Literal["twist", "random"]
+Embeddings = Literal["moments", "rows"]
 
 ABOUT_FILE = "slam.json"
-PACKED = "slam_packed"
-_IGNORED = -100  # the target that cross-entropy leaves out
 _THETA_TOLERANCE = 1e-3
-_PACKING_TOLERANCE = 1e-2  # of the scores' spread: above TF32's rounding, below any leak seen
-_CHOOSE = "choose another base, such as a Qwen, Llama, Pythia, OPT or GPT-2"
 
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """Documents end to end: one row, no padding."""
-
-    tokens: Tensor  # [1, M] int64
-    positions: Tensor  # [1, M], counted from 0 in each document
-    targets: Tensor  # [M], the next token of the same document; -100 at its end
-    lengths: tuple[int, ...]  # [D] tokens in each document
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in all, M."""
-        return sum(self.lengths)
-
-    @property
-    def weight(self) -> int:
-        """Tokens predicted: all but each document's first."""
-        return self.num_tokens - len(self.lengths)
-
-
-def packed(documents: Sequence[Ids], device: torch.device | str = "cpu") -> Packed:
-    """Lay documents of tokens end to end."""
-    lengths = [len(document) for document in documents]
-    flat = torch.from_numpy(np.concatenate(documents).astype(np.int64))
-    targets = functional.pad(flat[1:], (0, 1), value=_IGNORED)
-    targets[torch.tensor(lengths).cumsum(0) - 1] = _IGNORED
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    return Packed(
-        tokens=flat[None].to(device),
-        positions=positions[None].to(device),
-        targets=targets.to(device),
-        lengths=tuple(lengths),
-    )
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - part of transformers' signature
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    document_lengths: Sequence[int] | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,  # what other backends want to know and what does not change the scores
-) -> tuple[Tensor, None]:
-    """Causal attention inside each document, by torch's fused kernel, one document at a time.
-
-    Args:
-        module: the attention layer.
-        query: `[1, heads, M, width]`.
-        key: `[1, key heads, M, width]`.
-        value: `[1, key heads, M, width]`.
-        attention_mask: unused; the documents' lengths say it all.
-        scaling: factor on the scores.
-        dropout: on the attention weights.
-        document_lengths: tokens in each document, M in all.
-        sliding_window: tokens that a layer may look back over; harmless while no document is longer.
-        softcap: a bound on the scores, which the fused kernel does not know.
-
-    Returns:
-        `([1, M, heads, width], None)`, as `transformers` wants it.
-
-    Raises:
-        ConfigError: the layer wants something else than causal attention inside each document.
-    """
-    layer = type(module).__name__
-    if document_lengths is None:
-        raise ConfigError(
-            f"{layer} does not hand document lengths on, so packing cannot keep documents apart"
-        )
-    if softcap is not None:
-        raise ConfigError(f"{layer} caps its attention scores, which packed training does not support")
-    lengths = list(document_lengths)
-    if sliding_window is not None and max(lengths) > sliding_window:
-        raise ConfigError(
-            f"a document of {max(lengths)} tokens is longer than the window of {sliding_window} that {layer} "
-            "attends in; use a shorter context"
-        )
-    outputs = [
-        functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        for q, k, v in zip(*(torch.split(part, lengths, 2) for part in (query, key, value)), strict=True)
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-AttentionInterface.register(PACKED, packed_attention)
-
-
-def logits(lm: PreTrainedModel, batch: Packed) -> Tensor:
-    """Next-token scores `[M, V]` of packed documents; lm must use the packed attention (`use_packed`)."""
-    output = lm(
-        input_ids=batch.tokens,
-        position_ids=batch.positions,
-        use_cache=False,
-        document_lengths=batch.lengths,
-    )
-    scores: Tensor = output.logits[0]
-    return scores
-
-
-def use_packed(lm: PreTrainedModel) -> None:
-    """Let `lm` attend inside packed documents, and try it: each must score as it does alone.
-
-    A family that ignores positions or document lengths, or attends in another way, would not fail but give
-    wrong numbers; a few tokens show it.
-
-    Raises:
-        ConfigError: the model's family cannot be packed.
-        InputError: its weights are broken.
-    """
-    family = type(lm).__name__
-    # families name the attention of their layers under either of two names
-    kinds = [
-        *(getattr(lm.config, "layer_types", None) or ()),
-        *(getattr(lm.config, "attention_layers", None) or ()),
-    ]
-    if {"local", "chunked_attention", "linear_attention"} & set(kinds):
-        raise ConfigError(f"{family} does not attend to the whole of a document; {_CHOOSE}")
-    size = lm.config.vocab_size
-    documents = [np.arange(start, start + length) * 7 % size for start, length in ((3, 6), (11, 3), (5, 9))]
-    training = lm.training
-    lm.train(mode=False)
-    try:
-        with torch.no_grad():
-            lm.set_attn_implementation("eager")
-            alone = [
-                lm(input_ids=torch.from_numpy(one)[None].to(lm.device), use_cache=False).logits[0]
-                for one in documents
-            ]
-            lm.set_attn_implementation(PACKED)
-            together = logits(lm, packed(documents, lm.device))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{family} cannot be packed ({_first_line(error)}); {_CHOOSE}") from None
-    lm.train(training)
-    expected = torch.cat(alone)
-    if not expected.isfinite().all():
-        raise InputError(
-            f"{lm.name_or_path or family}: its scores are not numbers, so its weights are broken"
-        )
-    if (together - expected).abs().max() > _PACKING_TOLERANCE * expected.std():
-        raise ConfigError(f"{family} scores packed documents otherwise than single ones; {_CHOOSE}")
-
-
-def token_log_likelihoods(lm: PreTrainedModel, batch: Packed) -> Tensor:
-    """Log-probability of each token given those before it, `[M]` fp32; 0 where nothing is predicted."""
-    return -functional.cross_entropy(
-        logits(lm, batch).float(), batch.targets, ignore_index=_IGNORED, reduction="none"
-    )
-
-
-def document_sums(values: Tensor, lengths: Sequence[int], skipped: Sequence[int] | None = None) -> Tensor:
-    """Sum `values` `[M]` over each document, `[D]`, from its target `skipped` on."""
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(values.device)
-    if skipped is not None:
-        offset = torch.cat([torch.arange(length) for length in lengths]).to(values.device)
-        values = values * (offset >= torch.tensor(skipped, device=values.device)[owner])
-    return torch.zeros(len(lengths), device=values.device, dtype=values.dtype).index_add(0, owner, values)
-
-
-def by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Numbers of documents, longest first, in groups of at most `most_tokens` tokens."""
-    group: list[int] = []
-    total = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if group and total + lengths[index] > most_tokens:
-            yield group
-            group, total = [], 0
-        group.append(index)
-        total += lengths[index]
-    if group:
-        yield group
-
-
-def check_length(lm: PreTrainedModel, num_tokens: int) -> None:
-    """Refuse what a model with a table of positions has no positions for; rotary positions have no end.
-
-    Raises:
-        InputError: the document is longer than the table.
-    """
-    longest = getattr(lm.config, "max_position_embeddings", None)
-    rotary = any(name.endswith("inv_freq") for name, _ in lm.named_buffers())
-    if longest is not None and num_tokens > longest and not rotary:
-        raise InputError(
-            f"a document of {num_tokens} tokens is longer than the {longest} positions that "
-            f"{lm.name_or_path or type(lm).__name__} has; shorten it, or choose a base with rotary positions"
-        )
-
-
-@torch.no_grad()
-def log_likelihoods(
-    lm: PreTrainedModel,
-    documents: Sequence[Ids],
-    *,
-    skipped: Sequence[int] | None = None,
-    most_tokens: int = 8192,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed log-likelihood of each document and how many tokens were predicted.
-
-    Args:
-        lm: a model that uses the packed attention.
-        documents: tokens of each document, boundaries included.
-        skipped: targets at each document's start that do not count (a prompt), or None for none.
-        most_tokens: in one forward pass.
-
-    Returns:
-        `(sums [D] float64 in nats, counts [D])`.
-
-    Raises:
-        InputError: a document is longer than the model has positions for.
-    """
-    device = lm.device
-    check_length(lm, max(map(len, documents), default=0))
-    sums, counts = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
-    training = lm.training
-    lm.train(mode=False)
-    for group in by_length([len(document) for document in documents], most_tokens):
-        batch = packed([documents[index] for index in group], device)
-        left_out = [skipped[index] for index in group] if skipped is not None else [0] * len(group)
-        totals = document_sums(token_log_likelihoods(lm, batch), batch.lengths, left_out)
-        sums[group] = totals.double().cpu().numpy()
-        counts[group] = np.array(batch.lengths) - 1 - np.array(left_out)
-    lm.train(training)
-    return sums, counts
 
 
 @dataclass(frozen=True)
@@ -276,15 +36,19 @@ class SpeechLM:
     tokenizer: str  # name of the speech tokenizer
     tokenizer_fingerprint: str
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained` loads, and `slam.json`.
 
         The files go to a folder beside their place first, so that a full disk leaves none of them cut short.
+
+        Args:
+            folder: where to.
+            weights: the whole weights, where those of `lm` are divided among processes.
         """
         self.lm.set_attn_implementation("sdpa")
         partial = folder / ".partial"
         try:
-            self.lm.save_pretrained(partial)
+            self.lm.save_pretrained(partial, state_dict=weights)
             for path in partial.iterdir():
                 path.replace(folder / path.name)
         finally:
@@ -329,12 +93,6 @@ class SpeechLM:
             )
 
 
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
-
-
 def load_lm(base: str) -> PreTrainedModel:
     """Load any causal LM of `transformers` in fp32, from a folder or by hub name; no code of its own runs.
 
@@ -349,6 +107,7 @@ def new_lm(
     *,
     base: str | None,
     initialization: Initialization,
+    embeddings: Embeddings = "moments",
     architecture: Architecture,
     context: int,
     rope_theta: float | None,
@@ -360,6 +119,8 @@ def new_lm(
         vocabulary: what its embeddings stand for.
         base: a text LM (folder or hub name), or None for a small Qwen2 of `architecture`.
         initialization: `twist` keeps the base's body; `random` takes only its architecture.
+        embeddings: with `twist`, how the vocabulary's embeddings start: `moments`, drawn with the mean and
+            spread of the text's; `rows`, the text's first rows as they are (what the reference code does).
         architecture: sizes for `base=None`.
         context: the longest document in tokens.
         rope_theta: base of the rotary frequencies; None keeps the base's own.
@@ -385,7 +146,7 @@ def new_lm(
         )
     if base is not None and initialization == "twist":
         lm = _pretrained(base, config)
-        _swap_embeddings(lm, vocabulary.size)
+        _swap_embeddings(lm, vocabulary.size, embeddings)
     else:
         config.vocab_size = vocabulary.size
         config.pad_token_id = vocabulary.pad  # the base's own may lie outside the new vocabulary
@@ -454,10 +215,12 @@ def _first_line(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def _swap_embeddings(lm: PreTrainedModel, size: int) -> None:
-    """Give `lm` fresh rows for `size` tokens, drawn with the mean and spread of its text rows."""
+def _swap_embeddings(lm: PreTrainedModel, size: int, embeddings: Embeddings) -> None:
+    """Give `lm` rows for `size` tokens: fresh ones of its text rows' mean and spread, or the first."""
     moments = [(table.mean(dim=0), table.std(dim=0)) for table in _tables(lm)]
     lm.resize_token_embeddings(size, mean_resizing=False)
+    if embeddings == "rows":
+        return
     rows, head = _tables(lm)
     fresh = [rows] if lm.config.tie_word_embeddings else [rows, head]
     for table, (mean, spread) in zip(fresh, moments, strict=False):

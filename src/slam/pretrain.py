@@ -6,21 +6,27 @@ the text LM that the demo warm-starts from.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from slam import world
 from slam.architecture import Architecture
 from slam.budget import TrainingConfig
-from slam.errors import ConfigError
+from slam.errors import ConfigError, InputError
 from slam.run import Results, source, stage
-from slam.shards import split
+from slam.shards import Batches, TokenShards, open_shards
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
+    from transformers import PreTrainedModel
 
-    from slam.model import Packed
+    from slam.packing import Fill, Packed
+    from slam.training import Task
+    from slam.units import Ids, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class PretrainConfig(TrainingConfig):
     """Hub name of a causal LM to start from, instead of a folder."""
     initialization: Literal["twist", "random"] = "twist"
     """Keep the base's body, or only its architecture."""
+    embeddings: Literal["moments", "rows"] = "moments"
+    """With twist, the units' embeddings: drawn with the text's mean and spread, or the text's first rows."""
     architecture: Architecture = field(default_factory=Architecture)
     """Sizes of the model where there is no base."""
     context: int = 1024
@@ -60,9 +68,9 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
         InputError: shards or base cannot be read, or the loss is not finite.
         ConfigError: the base does not fit the settings.
     """
-    from slam.model import SpeechLM, log_likelihoods, new_lm, packed, token_log_likelihoods, use_packed
-    from slam.shards import Batches, open_shards
-    from slam.training import Task, discard_checkpoints, train
+    from slam.model import SpeechLM, new_lm
+    from slam.packing import use_packed
+    from slam.training import discard_checkpoints, gathered_weights, train
 
     shards = open_shards(config.shards, "train")
     documents = shards.chunked(config.context)
@@ -71,32 +79,68 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
         shards.vocabulary,
         base=str(config.base) if config.base is not None else config.hub_base,
         initialization=config.initialization,
+        embeddings=config.embeddings,
         architecture=config.architecture,
         context=config.context,
         rope_theta=config.rope_theta,
         seed=config.seed,
     )
     use_packed(lm)
-    order = Batches(documents.lengths, config.batch_tokens, config.seed)
-
-    def batches(step: int) -> "Iterator[Sequence[Packed]]":
-        for numbers in order.starting_at(step):
-            groups = split(documents.lengths[numbers], config.micro_batch_tokens)
-            yield [packed([documents[n] for n in numbers[group]], lm.device) for group in groups]
-
-    def loss(micro: "Packed") -> "tuple[Tensor, dict[str, Tensor]]":
-        return -token_log_likelihoods(lm, micro).sum(), {}
-
-    def validate() -> dict[str, float]:
-        sums, counts = log_likelihoods(
-            lm, [validation[n] for n in range(len(validation))], most_tokens=config.micro_batch_tokens
-        )
-        return {"validation_loss": float(-sums.sum() / counts.sum())}
-
-    results = train(lm, config, Task(batches=batches, loss=loss, validate=validate), out)
-    SpeechLM(lm, shards.vocabulary, shards.tokenizer, shards.tokenizer_fingerprint).save(out)
-    text_tokenizer = config.shards / "tokenizer.json"
-    if text_tokenizer.is_file():
-        shutil.copyfile(text_tokenizer, out / "tokenizer.json")
+    task = next_token_task(lm, documents, validation, config)
+    results = train(lm, config, task, out)
+    weights = gathered_weights(lm)
+    if world.rank() == 0:
+        speech_lm = SpeechLM(lm, shards.vocabulary, shards.tokenizer, shards.tokenizer_fingerprint)
+        speech_lm.save(out, weights)
+        text_tokenizer = config.shards / "tokenizer.json"
+        if text_tokenizer.is_file():
+            shutil.copyfile(text_tokenizer, out / "tokenizer.json")
     discard_checkpoints(out)
     return results | {"epochs": round(results["tokens"] / len(shards.tokens), 2)}
+
+
+def next_token_task(
+    lm: "PreTrainedModel", training: TokenShards, validation: TokenShards, config: PretrainConfig
+) -> "Task[None]":
+    """Next-token prediction inside documents, each batch at most `config.batch_tokens` of them."""
+    from slam.devices import best_device
+    from slam.packing import log_likelihoods, packed
+    from slam.training import Task
+
+    def row(numbers: "npt.NDArray[np.int64]", fill: "Fill | None") -> "tuple[Packed, None]":
+        some = [training[int(number)] for number in numbers]
+        check_ids(some, training.vocabulary, config.shards)
+        return packed(some, best_device(), fill), None
+
+    def loss(values: "Tensor", _: "Packed", __: None) -> "tuple[Tensor, dict[str, Tensor]]":
+        return -values.sum(), {}
+
+    def validate(poll: "Callable[[], None]") -> dict[str, float]:
+        held_out = [validation[number] for number in range(len(validation))]
+        check_ids(held_out, training.vocabulary, config.shards)
+        sums, counts = log_likelihoods(lm, held_out, most_tokens=config.micro_batch_tokens, poll=poll)
+        return {"validation_loss": float(-sums.sum() / counts.sum())}
+
+    lengths = training.lengths
+    return Task(
+        order=Batches(lengths, config.batch_tokens, config.seed),
+        costs=lengths,
+        terms=lengths - 1,
+        longest=min(config.context, int(lengths.max())),
+        row=row,
+        loss=loss,
+        validate=validate,
+    )
+
+
+def check_ids(documents: "Sequence[Ids]", vocabulary: "Vocabulary", where: Path) -> None:
+    """Refuse tokens that the vocabulary does not have, before they index past the embeddings.
+
+    Raises:
+        InputError: there is one; the line names it.
+    """
+    largest = max((int(document.max()) for document in documents), default=0)
+    if largest >= vocabulary.size:
+        raise InputError(
+            f"{where}: holds token {largest}, but its vocabulary has {vocabulary.size}; pack it again"
+        )

@@ -59,9 +59,15 @@ def source(default: Any = None, *, required: bool = False) -> Any:
     return field(default=default, metadata={"source": True})
 
 
-def effort(default_factory: Callable[[], Any]) -> Any:
-    """A dataclass field that says how the work is done, never what comes out: no part of the fingerprint."""
-    return field(default_factory=default_factory, metadata={"effort": True})
+def effort(default: Any) -> Any:
+    """A dataclass field that says how the work is done, never what comes out: no part of the fingerprint.
+
+    Args:
+        default: its default, or a function that finds it.
+    """
+    if callable(default):
+        return field(default_factory=default, metadata={"effort": True})
+    return field(default=default, metadata={"effort": True})
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

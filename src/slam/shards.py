@@ -4,6 +4,7 @@ A batch is whole documents end to end: no padding, no token lost, every document
 documents a step sees is a function of (seed, step) alone, so resuming needs one integer.
 """
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -82,6 +83,11 @@ class Batches:
         if not len(self.lengths):
             raise InputError("there are no documents to train on")
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches the first epoch has."""
+        return len(self._cuts(0))
+
     def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
         return self.starting_at(0)
 
@@ -123,6 +129,39 @@ def split(lengths: npt.NDArray[np.int64], size: int) -> Iterator[slice]:
         end = max(start + 1, int(np.searchsorted(totals, spent + size, side="right")))
         yield slice(start, end)
         start, spent = end, int(totals[end - 1])
+
+
+def share_out(
+    costs: npt.NDArray[np.int64], most: int, *, most_items: int | None = None, multiple: int = 1
+) -> list[npt.NDArray[np.int64]]:
+    """Divide a batch's documents into micro-batches of nearly the same cost, the longest dealt out first.
+
+    Args:
+        costs: of each document, `[D]`.
+        most: that a micro-batch should cost; a single document may cost more.
+        most_items: documents in a micro-batch at most.
+        multiple: the number of micro-batches is a multiple of this, some of them empty if need be.
+
+    Returns:
+        The numbers of the documents in each micro-batch, longest first.
+    """
+    order = np.argsort(-costs, kind="stable")
+    enough = -(-len(costs) // multiple)  # one document each
+    num_bins = multiple * max(1, min(enough, -(-int(costs.sum()) // (most * multiple))))
+    while True:
+        bins: list[list[int]] = [[] for _ in range(num_bins)]
+        loads = [(0, number) for number in range(num_bins)]
+        for item in order:
+            load, number = heapq.heappop(loads)
+            bins[number].append(int(item))
+            heapq.heappush(loads, (load + int(costs[item]), number))
+        fits = all(
+            len(items) <= 1 or (int(costs[items].sum()) <= most and len(items) <= (most_items or len(items)))
+            for items in bins
+        )
+        if fits:
+            return [np.array(items, np.int64) for items in bins]
+        num_bins += multiple
 
 
 def write_split(folder: Path, split: str, tokens: Ids, ends: npt.NDArray[np.int64]) -> None:

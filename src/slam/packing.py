@@ -1,0 +1,357 @@
+"""Documents laid end to end through a stock causal LM: no padding, and none sees another.
+
+Nothing of `transformers` is subclassed: the stock model runs with an attention function of ours, registered
+under a name, that never lets one document see another.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import varlen
+from transformers import AttentionInterface, PreTrainedModel
+
+from slam.errors import ConfigError, InputError
+from slam.units import Ids
+
+PACKED = "slam_packed"
+_IGNORED = -100  # the target that cross-entropy leaves out
+_PACKING_TOLERANCE = 1e-2  # of the scores' spread: above TF32's rounding, below any leak seen
+_VARLEN_PARAMETERS = frozenset(signature(varlen.varlen_attn).parameters)
+_CHOOSE = "choose another base, such as a Qwen, Llama, Pythia, OPT or GPT-2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill:
+    """One shape for every row, which a compiled graph needs: filled up with what is never trained on."""
+
+    num_tokens: int  # in a row
+    num_documents: int  # at most, filler included
+    longest: int  # tokens in a document, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Documents end to end: one row, no padding between them."""
+
+    tokens: Tensor  # [1, M] int64
+    positions: Tensor  # [1, M], counted from 0 in each document
+    targets: Tensor  # [M], the next token of the same document; -100 at its end and on filler
+    lengths: tuple[int, ...]  # [D] tokens in each document; filler is in none
+    starts: Tensor | None = None  # [D' + 1] int32, where documents start; what lies past the last is empty
+    longest: int = 0  # tokens in a document, at most; with `starts`
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all, without filler."""
+        return sum(self.lengths)
+
+    @property
+    def weight(self) -> int:
+        """Tokens predicted: all but each document's first."""
+        return self.num_tokens - len(self.lengths)
+
+
+def packed(documents: Sequence[Ids], device: torch.device | str = "cpu", fill: Fill | None = None) -> Packed:
+    """Lay documents of tokens end to end.
+
+    Args:
+        documents: each `[N]`; there may be none, for a process that has nothing to add to a batch.
+        device: where the row goes; from the CPU to an accelerator without waiting.
+        fill: the shape to fill the row up to, with documents of token 0 that predict nothing.
+
+    Raises:
+        ValueError: the documents do not fit into `fill`.
+    """
+    lengths = [len(document) for document in documents]
+    parts = [document.astype(np.int64) for document in documents]
+    starts = None
+    padding = [] if lengths else [2]
+    if fill is not None:
+        left = fill.num_tokens - sum(lengths)
+        padding = (
+            [min(fill.longest, left - begin) for begin in range(0, left, fill.longest)] if left > 0 else []
+        )
+        ends = np.cumsum([0, *lengths, *padding], dtype=np.int32)
+        if left < 0 or len(ends) > fill.num_documents + 1 or max(lengths, default=0) > fill.longest:
+            raise ValueError(f"{len(lengths)} documents of {sum(lengths)} tokens do not fit into {fill}")
+        starts = torch.from_numpy(np.pad(ends, (0, fill.num_documents + 1 - len(ends)), mode="edge"))
+    flat = np.concatenate([*parts, np.zeros(sum(padding), np.int64)])
+    targets = np.append(flat[1:], _IGNORED)
+    targets[np.cumsum(lengths, dtype=np.int64) - 1] = _IGNORED
+    targets[sum(lengths) :] = _IGNORED
+    positions = np.concatenate([np.arange(length) for length in (*lengths, *padding)])
+    return Packed(
+        tokens=_sent(torch.from_numpy(flat)[None], device),
+        positions=_sent(torch.from_numpy(positions)[None], device),
+        targets=_sent(torch.from_numpy(targets), device),
+        lengths=tuple(lengths),
+        starts=_sent(starts, device) if starts is not None else None,
+        longest=fill.longest if fill is not None else 0,
+    )
+
+
+def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """To the device; to a CUDA one by pinned memory, so that the CPU goes on meanwhile."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - part of transformers' signature
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    document_lengths: Sequence[int] | None = None,
+    document_starts: Tensor | None = None,
+    longest_document: int | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,  # what other backends want to know and what does not change the scores
+) -> tuple[Tensor, None]:
+    """Causal attention inside each document, by torch's fused kernels.
+
+    With `document_starts` one kernel takes them all (CUDA, bf16); else each is attended to by itself, those
+    of one length together.
+
+    Args:
+        module: the attention layer.
+        query: `[1, heads, M, width]`.
+        key: `[1, key heads, M, width]`.
+        value: `[1, key heads, M, width]`.
+        attention_mask: unused; the documents' lengths say it all.
+        scaling: factor on the scores.
+        dropout: on the attention weights.
+        document_lengths: tokens in each document, M in all.
+        document_starts: where documents start, `[D + 1]` int32, for the kernel of variable lengths.
+        longest_document: tokens in the longest of them, with `document_starts`.
+        sliding_window: tokens that a layer may look back over; harmless while no document is longer.
+        softcap: a bound on the scores, which the fused kernels do not know.
+
+    Returns:
+        `([1, M, heads, width], None)`, as `transformers` wants it.
+
+    Raises:
+        ConfigError: the layer wants something else than causal attention inside each document.
+    """
+    layer = type(module).__name__
+    if document_lengths is None and document_starts is None:
+        raise ConfigError(
+            f"{layer} does not hand document lengths on, so packing cannot keep documents apart"
+        )
+    if softcap is not None:
+        raise ConfigError(f"{layer} caps its attention scores, which packed training does not support")
+    longest = longest_document or max(document_lengths or (0,))
+    if sliding_window is not None and longest > sliding_window:
+        raise ConfigError(
+            f"a document of {longest} tokens is longer than the window of {sliding_window} that {layer} "
+            "attends in; use a shorter context"
+        )
+    if document_starts is not None:
+        parts = [part[0].transpose(0, 1) for part in (query, key, value)]
+        return _varlen(parts, document_starts, longest, scaling)[None], None
+    runs = _runs(document_lengths or (), query.shape[2])
+    sizes = [length * times for length, times in runs]
+    split = zip(*(torch.split(part, sizes, 2) for part in (query, key, value)), strict=True)
+    outputs = [_attend(some, times, scaling, dropout) for (_, times), some in zip(runs, split, strict=True)]
+    return torch.cat(outputs, dim=1), None
+
+
+def _runs(lengths: Sequence[int], total: int) -> list[tuple[int, int]]:
+    """`(length, how many documents of that length in a row)`; tokens past the last document are one more."""
+    filler = total - sum(lengths)
+    return [(length, len(list(some))) for length, some in groupby((*lengths, filler) if filler else lengths)]
+
+
+def _attend(parts: Sequence[Tensor], times: int, scaling: float | None, dropout: float) -> Tensor:
+    """Causal attention of `times` documents of one length, `[1, heads, times · n, width]`."""
+    query, key, value = (
+        part.view(part.shape[1], times, -1, part.shape[-1]).transpose(0, 1) for part in parts
+    )
+    found = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=True,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return found.transpose(1, 2).flatten(0, 1)[None]
+
+
+def _varlen(parts: Sequence[Tensor], starts: Tensor, longest: int, scaling: float | None) -> Tensor:
+    """Torch's kernel of variable lengths, `[M, heads, width]`; its signature moved between 2.10 and 2.13."""
+    query, key, value = parts
+    known = _VARLEN_PARAMETERS
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if scaling is not None and "scale" in known:
+        options["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * query.shape[-1] ** 0.5)  # torch 2.10 has 1 / √width alone
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in known:
+            options["enable_gqa"] = True
+        else:
+            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    found: Any = varlen.varlen_attn(query, key, value, starts, starts, longest, longest, **options)
+    output: Tensor = found
+    return output
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+def logits(lm: PreTrainedModel, batch: Packed) -> Tensor:
+    """Next-token scores `[M, V]` of packed documents; lm must use the packed attention (`use_packed`)."""
+    about: dict[str, Any] = {"document_lengths": batch.lengths}
+    if batch.starts is not None:
+        about = {"document_starts": batch.starts, "longest_document": batch.longest}
+    output = lm(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **about)
+    scores: Tensor = output.logits[0]
+    return scores
+
+
+def use_packed(lm: PreTrainedModel) -> None:
+    """Let `lm` attend inside packed documents, and try it: each must score as it does alone.
+
+    A family that ignores positions or document lengths, or attends in another way, would not fail but give
+    wrong numbers; a few tokens show it.
+
+    Raises:
+        ConfigError: the model's family cannot be packed.
+        InputError: its weights are broken.
+    """
+    family = type(lm).__name__
+    # families name the attention of their layers under either of two names
+    kinds = [
+        *(getattr(lm.config, "layer_types", None) or ()),
+        *(getattr(lm.config, "attention_layers", None) or ()),
+    ]
+    if {"local", "chunked_attention", "linear_attention"} & set(kinds):
+        raise ConfigError(f"{family} does not attend to the whole of a document; {_CHOOSE}")
+    size = lm.config.vocab_size
+    documents = [np.arange(start, start + length) * 7 % size for start, length in ((3, 6), (11, 3), (5, 9))]
+    training = lm.training
+    lm.train(mode=False)
+    try:
+        with torch.no_grad():
+            lm.set_attn_implementation("eager")
+            alone = [
+                lm(input_ids=torch.from_numpy(one)[None].to(lm.device), use_cache=False).logits[0]
+                for one in documents
+            ]
+            lm.set_attn_implementation(PACKED)
+            together = logits(lm, packed(documents, lm.device))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{family} cannot be packed ({str(error).strip().splitlines()[0]}); {_CHOOSE}"
+        ) from None
+    lm.train(training)
+    expected = torch.cat(alone)
+    if not expected.isfinite().all():
+        raise InputError(
+            f"{lm.name_or_path or family}: its scores are not numbers, so its weights are broken"
+        )
+    if (together - expected).abs().max() > _PACKING_TOLERANCE * expected.std():
+        raise ConfigError(f"{family} scores packed documents otherwise than single ones; {_CHOOSE}")
+
+
+def token_log_likelihoods(lm: PreTrainedModel, batch: Packed) -> Tensor:
+    """Log-probability of each next token given those before it, `[M]` fp32; 0 where nothing is predicted."""
+    return -functional.cross_entropy(
+        logits(lm, batch).float(), batch.targets, ignore_index=_IGNORED, reduction="none"
+    )
+
+
+def document_sums(values: Tensor, lengths: Sequence[int], skipped: Sequence[int] | None = None) -> Tensor:
+    """Sum `values` `[M]` over each document, `[D]`, from its target `skipped` on."""
+    values = values[: sum(lengths)]  # filler belongs to none
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(values.device)
+    if skipped is not None:
+        offset = torch.cat([torch.arange(length) for length in lengths]).to(values.device)
+        values = values * (offset >= torch.tensor(skipped, device=values.device)[owner])
+    return torch.zeros(len(lengths), device=values.device, dtype=values.dtype).index_add(0, owner, values)
+
+
+def by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Numbers of documents, longest first, in groups of at most `most_tokens` tokens."""
+    group: list[int] = []
+    total = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if group and total + lengths[index] > most_tokens:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += lengths[index]
+    if group:
+        yield group
+
+
+def check_length(lm: PreTrainedModel, num_tokens: int) -> None:
+    """Refuse what a model with a table of positions has no positions for; rotary positions have no end.
+
+    Raises:
+        InputError: the document is longer than the table.
+    """
+    longest = getattr(lm.config, "max_position_embeddings", None)
+    rotary = any(name.endswith("inv_freq") for name, _ in lm.named_buffers())
+    if longest is not None and num_tokens > longest and not rotary:
+        raise InputError(
+            f"a document of {num_tokens} tokens is longer than the {longest} positions that "
+            f"{lm.name_or_path or type(lm).__name__} has; shorten it, or choose a base with rotary positions"
+        )
+
+
+@torch.no_grad()
+def log_likelihoods(
+    lm: PreTrainedModel,
+    documents: Sequence[Ids],
+    *,
+    skipped: Sequence[int] | None = None,
+    most_tokens: int = 8192,
+    poll: Callable[[], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed log-likelihood of each document and how many tokens were predicted.
+
+    Args:
+        lm: a model that uses the packed attention.
+        documents: tokens of each document, boundaries included.
+        skipped: targets at each document's start that do not count (a prompt), or None for none.
+        most_tokens: in one forward pass.
+        poll: called between passes; it may raise to give up.
+
+    Returns:
+        `(sums [D] float64 in nats, counts [D])`.
+
+    Raises:
+        InputError: a document is longer than the model has positions for.
+    """
+    device = lm.device
+    check_length(lm, max(map(len, documents), default=0))
+    sums, counts = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
+    training = lm.training
+    lm.train(mode=False)
+    try:
+        for group in by_length([len(document) for document in documents], most_tokens):
+            if poll is not None:
+                poll()
+            batch = packed([documents[index] for index in group], device)
+            left_out = [skipped[index] for index in group] if skipped is not None else [0] * len(group)
+            totals = document_sums(token_log_likelihoods(lm, batch), batch.lengths, left_out)
+            sums[group] = totals.double().cpu().numpy()
+            counts[group] = np.array(batch.lengths) - 1 - np.array(left_out)
+    finally:
+        lm.train(training)
+    return sums, counts
