@@ -6,16 +6,18 @@ Exit status 0 when done, 2 when the user can put it right, 130 for Ctrl-C.
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
+from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from slam import __version__
+from slam import __version__, world
 from slam.errors import SlamError
 from slam.progress import console
 from slam.recipe import STAGES, load_recipe
@@ -33,6 +35,8 @@ _HELP = {
     "report": "A recipe's folders → results.json and one HTML page.",
 }
 
+_PATIENCE_SECONDS = 5.0
+
 app = App(
     name="slam",
     help="Train a speech language model in a day: speech → units → TWIST → DPO → scores and sound.",
@@ -49,6 +53,8 @@ def _command(name: str) -> Callable[..., None]:
 
     def command(config: Any, *, out: Path) -> None:
         run = stage.perform(config if config is not None else stage.config(), out)
+        if world.rank():
+            return
         for key, value in run.results.items():
             console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
         print(out)  # noqa: T201 - what a script wants to read
@@ -101,6 +107,8 @@ def run(
     """
     loaded = load_recipe(recipe, folder=folder, overrides=set)
     done = run_recipe(loaded, jobs)
+    if world.rank():
+        return
     if not any(made for _, _, made in done):
         console.print(f"{recipe}: every step is done already, nothing to do", highlight=False)
     _print_scores(loaded.folder, [finished for _, finished, _ in done])
@@ -155,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(line: str) -> None:
-    console.print(
+    if world.rank():  # process 0 most likely says the same, and its end ends this one
+        time.sleep(_PATIENCE_SECONDS)
+    Console(stderr=True).print(
         f"error: {' '.join(line.split())}", style="red", highlight=False, markup=False, soft_wrap=True
     )
     sys.exit(2)

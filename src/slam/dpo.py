@@ -16,7 +16,7 @@ from slam import world
 from slam.budget import ScheduleName, TrainingConfig
 from slam.errors import ConfigError, InputError
 from slam.pairs import Pair, read_pairs
-from slam.run import Results, source, stage
+from slam.run import Results, joint_stage, source
 from slam.shards import Batches
 from slam.units import Ids, Vocabulary, read_units
 
@@ -109,7 +109,7 @@ def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) ->
     return Preferences(chosen=chosen, rejected=rejected, skipped=skipped)
 
 
-@stage
+@joint_stage
 def dpo(config: DpoConfig, out: Path) -> Results:
     """Tune `config.model` on `config.pairs` into the folder `out`, a stock checkpoint.
 

@@ -15,7 +15,7 @@ from slam import world
 from slam.architecture import Architecture
 from slam.budget import TrainingConfig
 from slam.errors import ConfigError, InputError
-from slam.run import Results, source, stage
+from slam.run import Results, joint_stage, source
 from slam.shards import Batches, TokenShards, open_shards
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class PretrainConfig(TrainingConfig):
             raise ConfigError("context must be at least 2, batch_tokens at least 1")
 
 
-@stage
+@joint_stage
 def pretrain(config: PretrainConfig, out: Path) -> Results:
     """Train a language model of `config.shards` into the folder `out`, a stock checkpoint.
 

@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slam import __version__
+from slam import __version__, world
 from slam.errors import InputError, MismatchError
 
 RUN_FILE = "run.json"
 STARTED_FILE = "started.json"
+_PATIENCE_SECONDS = 0.2
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "soundfile", "soxr", "scikit-learn")
 
 Results = dict[str, Any]
@@ -236,24 +237,34 @@ def state_of(folder: Path, fingerprint: str) -> str:
 
 
 def stage(work: Callable[[C, Path], Results]) -> Callable[[C, Path], Run]:
-    """Make `work(config, out) -> results` a stage: one that resumes, is done once and leaves a `Run`."""
+    """Make `work(config, out) -> results` a stage: one that resumes, is done once and leaves a `Run`.
+
+    Among the processes of `torchrun`, process 0 works and the others wait for its `Run`.
+    """
+    return _staged(work, together=False)
+
+
+def joint_stage(work: Callable[[C, Path], Results]) -> Callable[[C, Path], Run]:
+    """Make `work` a stage as `stage` does, at which all processes of `torchrun` work together.
+
+    Process 0 alone keeps the folder: the others must not write.
+    """
+    return _staged(work, together=True)
+
+
+def _staged(work: Callable[[C, Path], Results], *, together: bool) -> Callable[[C, Path], Run]:
     name = work.__name__
 
     @functools.wraps(work)
     def perform(config: C, out: Path) -> Run:
         fingerprint, settings, inputs = identity(name, config)
-        state = state_of(out, fingerprint)
+        if world.rank():
+            if together and state_of(out, fingerprint) != "done":
+                work(config, out)
+            return _awaited(out, fingerprint)
+        state = _claimable(out, fingerprint)
         if state == "done":
-            finished = read_run(out)
-            assert finished is not None  # noqa: S101 - state_of has just read it
-            return finished
-        if state == "other":
-            raise MismatchError(
-                f"{out}: holds a run with other settings or inputs; "
-                "choose another --out, or delete the folder first"
-            )
-        if state == "foreign":
-            raise InputError(f"{out}: is not empty and no run of slam; choose another --out")
+            return _awaited(out, fingerprint)
         existed = out.exists()
         check_writable(out)
         started = out / STARTED_FILE
@@ -300,6 +311,33 @@ def stage(work: Callable[[C, Path], Results]) -> Callable[[C, Path], Run]:
         return run
 
     return perform
+
+
+def _claimable(out: Path, fingerprint: str) -> str:
+    """The state of a folder that a run of this fingerprint may have: "done", "started" or "new".
+
+    Raises:
+        MismatchError: it holds another run.
+        InputError: it holds something else.
+    """
+    state = state_of(out, fingerprint)
+    if state == "other":
+        raise MismatchError(
+            f"{out}: holds a run with other settings or inputs; "
+            "choose another --out, or delete the folder first"
+        )
+    if state == "foreign":
+        raise InputError(f"{out}: is not empty and no run of slam; choose another --out")
+    return state
+
+
+def _awaited(out: Path, fingerprint: str) -> Run:
+    """The finished run of process 0, once it is there; if it fails, `torchrun` ends all processes."""
+    while state_of(out, fingerprint) != "done":
+        time.sleep(_PATIENCE_SECONDS)
+    run = read_run(out)
+    assert run is not None  # noqa: S101 - state_of has just read it
+    return run
 
 
 def check_writable(folder: Path) -> None:

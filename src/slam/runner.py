@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Self
 
-from slam import progress, report
+from slam import progress, report, world
 from slam.errors import SlamError
 from slam.progress import console
 from slam.recipe import STAGES, Recipe, Step
@@ -43,6 +43,8 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> list[Made]:
         SlamError: a step failed, or the recipe's folder holds something that is no run of slam.
     """
     jobs = recipe.jobs if jobs is None else jobs
+    if world.size() > 1:  # torchrun's processes make each step together
+        jobs = 1
     waiting = {step.name: step for step in recipe.steps}
     made: dict[str, Made] = {}
     running: dict[Future[Run], tuple[Step, float]] = {}
@@ -68,7 +70,8 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> list[Made]:
                 )
                 bar.advance()
             bar.advance(0, names)
-    _publish(recipe)
+    if world.rank() == 0:
+        _publish(recipe)
     return [made[step.name] for step in recipe.steps]
 
 
@@ -92,7 +95,7 @@ def _prepare(step: Step, recipe: Recipe) -> bool:
     """Whether `step` has to be made; a stale folder of ours is removed."""
     fingerprint, _, _ = identity(step.stage, step.config)
     state = state_of(step.out, fingerprint)
-    if state == "other":
+    if state == "other" and world.rank() == 0:
         # ours, by its run.json or started.json: made from other settings or inputs
         console.print(
             f"{_label(step, recipe)}: its settings or inputs changed, making it again", highlight=False

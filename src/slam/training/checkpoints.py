@@ -153,8 +153,9 @@ def _moments(lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer]) -
     names = {id(weight): name for name, weight in lm.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         state: Mapping[str, Mapping[str, Any]]
-        if _divided(lm):
-            state = get_optimizer_state_dict(lm, optimizer, options=_ON_CPU)["state"]  # type: ignore[assignment]
+        if _divided(lm):  # gathered on process 0 alone
+            gathered: dict[str, Any] = get_optimizer_state_dict(lm, optimizer, options=_ON_CPU)
+            state = gathered.get("state", {})
         else:
             state = {names[id(weight)]: entry for weight, entry in optimizer.state.items()}
         for name, entry in state.items():
@@ -175,9 +176,11 @@ def _set_moments(
         if not entries:
             continue
         if _divided(lm):
-            groups = get_optimizer_state_dict(lm, optimizer, options=_ON_CPU)["param_groups"]
-            content = {"state": entries, "param_groups": groups}
-            set_optimizer_state_dict(lm, optimizer, content, options=StateDictOptions(full_state_dict=True))  # type: ignore[arg-type]
+            whole: Any = {
+                "state": entries,
+                "param_groups": get_optimizer_state_dict(lm, optimizer)["param_groups"],
+            }
+            set_optimizer_state_dict(lm, optimizer, whole, options=StateDictOptions(full_state_dict=True))
             continue
         indices = {
             id(weight): index

@@ -44,7 +44,8 @@ def gathered_weights(lm: PreTrainedModel) -> dict[str, Tensor] | None:
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(lm, options=options)
-    return weights
+    names = {name for name, _ in lm.named_parameters()}  # tied ones once
+    return {name: weight for name, weight in weights.items() if name in names}
 
 
 def replicate(module: torch.nn.Module) -> torch.nn.Module:
