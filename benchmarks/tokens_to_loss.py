@@ -1,17 +1,20 @@
-"""Tokens needed to the reference recipe's validation loss, and what each idea is worth, at two sizes and three seeds.
+"""Tokens to the reference recipe's validation loss, and what each idea is worth: two sizes, three seeds.
 
-The reference: weights, gradients and moments in bf16, AdamW at 1e-3 with cosine to 5e-5 and 1 % warm-up, gradient
-norm clipped at 0.5 (the paper's Table 4), units on the first rows of the text's embeddings. Because these models
-are far smaller than the paper's, the reference also runs at 3e-3, and its *better* rate counts. Every arm sees the
-same documents in the same order from the same text LM; validation is in fp32 for all. `ours` trains to the end of
-a smaller budget, its learning rate decayed, so each share of the reference's tokens is a run of its own.
+The reference: weights, gradients and moments in bf16, AdamW at 1e-3 with cosine to 5e-5 and 1 % warm-up,
+gradient norm clipped at 0.5 (the paper's Table 4), units on the first rows of the text's embeddings. Because
+these models are far smaller than the paper's, the reference also runs at 3e-3, and its *better* rate counts.
+Every arm sees the same documents in the same order from the same text LM; validation is in fp32 for all.
+`ours` trains to the end of a smaller budget, its learning rate decayed, so each share of the reference's tokens
+is a run of its own.
 
 Finished runs are kept in `--work` and not made again.
 """
 
 import argparse
+import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -120,17 +123,15 @@ def measure(work: Path, seeds: tuple[int, ...]) -> dict[str, dict[str, list[floa
         (row["size"], row["arm"], row["seed"]): row["loss"]
         for row in map(json.loads, log.read_text().splitlines() if log.is_file() else ())
     }
-    for seed in seeds:
-        for arm, run in ARMS.items():
-            for size in SIZES:
-                if (size, arm, seed) in done:
-                    continue
-                out = work / "runs" / f"{size}-{list(ARMS).index(arm):02d}-{seed}"
-                loss = run(settings(work, size, seed), out)
-                done[size, arm, seed] = loss
-                with log.open("a", encoding="utf-8") as handle:
-                    handle.write(json.dumps({"size": size, "arm": arm, "seed": seed, "loss": loss}) + "\n")
-                print(f"{size:6} seed {seed} {arm:32} {loss:.4f}", flush=True)
+    for seed, arm, size in itertools.product(seeds, ARMS, SIZES):
+        if (size, arm, seed) in done:
+            continue
+        out = work / "runs" / f"{size}-{seed}-{re.sub(r'[^0-9A-Za-z]+', '-', arm)}"
+        done[size, arm, seed] = ARMS[arm](settings(work, size, seed), out)
+        with log.open("a", encoding="utf-8") as handle:
+            row = {"size": size, "arm": arm, "seed": seed, "loss": done[size, arm, seed]}
+            handle.write(json.dumps(row) + "\n")
+        print(f"{size:6} seed {seed} {arm:32} {done[size, arm, seed]:.4f}", flush=True)
     return {size: {arm: [done[size, arm, seed] for seed in seeds] for arm in ARMS} for size in SIZES}
 
 
@@ -141,7 +142,7 @@ def share_needed(losses: dict[str, list[float]], seed: int) -> float:
     points.append((1.0, losses["ours"][seed]))
     if points[0][1] <= wanted:
         return points[0][0]  # or fewer: no smaller share was tried
-    for (less, above), (more, below) in zip(points, points[1:], strict=False):
+    for (less, above), (more, below) in itertools.pairwise(points):
         if below <= wanted:
             part = (above - wanted) / (above - below)
             return math.exp(math.log(less) + part * (math.log(more) - math.log(less)))

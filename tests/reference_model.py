@@ -19,6 +19,12 @@ def document_logits(lm, document):
     return lm(input_ids=torch.tensor([[int(token) for token in document]]), use_cache=False).logits[0]
 
 
+def token_log_likelihoods(lm, document):
+    """`[N - 1]` log-probability in nats of each token after the first."""
+    following = [int(token) for token in document[1:]]
+    return document_logits(lm, document)[:-1].log_softmax(-1)[range(len(following)), following]
+
+
 def document_log_likelihood(lm, document, skipped=0):
     """Summed log-probability in nats of the tokens after the first, the first `skipped` of them left out."""
     with torch.no_grad():
@@ -26,6 +32,20 @@ def document_log_likelihood(lm, document, skipped=0):
     return math.fsum(
         float(scores[position, int(document[position + 1])]) for position in range(skipped, len(document) - 1)
     )
+
+
+def mean_loss(lm, documents):
+    """Nats a predicted token, over all documents."""
+    total = math.fsum(-document_log_likelihood(lm, document) for document in documents)
+    return total / sum(len(document) - 1 for document in documents)
+
+
+def summed_gradients(lm, documents):
+    """Name → gradient of the summed loss of all documents, each passed through by itself."""
+    lm.zero_grad()
+    for document in documents:
+        (-token_log_likelihoods(lm, document).sum()).backward()
+    return {name: weight.grad.clone() for name, weight in lm.named_parameters()}
 
 
 def accuracy(lm, pairs):

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,16 @@ from hypothesis import strategies as st
 
 import reference
 from slam.errors import ConfigError, InputError, MismatchError
-from slam.shards import Batches, TokenShards, describe, frame_documents, open_shards, split, write_split
+from slam.shards import (
+    Batches,
+    TokenShards,
+    describe,
+    frame_documents,
+    open_shards,
+    share_out,
+    split,
+    write_split,
+)
 from slam.units import Vocabulary
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 9), max_size=7), max_size=12)
@@ -85,6 +96,17 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len({tuple(order) for order in (*orders, range(40))}) == 4
 
 
+@given(lengths=LENGTHS, size=st.integers(1, 60), seed=st.integers(0, 5))
+def test_the_number_of_batches_is_that_of_one_epoch(lengths: list[int], size: int, seed: int) -> None:
+    batches = Batches(np.array(lengths), size, seed)
+    met, count = 0, 0
+    for batch in batches:
+        met, count = met + len(batch), count + 1
+        if met == len(lengths):
+            break
+    assert batches.num_batches == count
+
+
 def test_there_are_no_batches_of_no_documents() -> None:
     with pytest.raises(InputError, match="no documents"):
         Batches(np.zeros(0, np.int64), 10, 0)
@@ -94,6 +116,50 @@ def test_there_are_no_batches_of_no_documents() -> None:
 def test_splitting_keeps_the_order_and_fills_each_part(lengths: list[int], size: int) -> None:
     parts = [list(range(part.start, part.stop)) for part in split(np.array(lengths), size)]
     assert parts == list(reference.batches(range(len(lengths)), lengths, size))
+
+
+SHARING = {
+    "costs": st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    "most": st.integers(1, 120),
+    "most_items": st.none() | st.integers(1, 6),
+    "multiple": st.integers(1, 5),
+}
+
+
+@settings(max_examples=300)
+@given(**SHARING)
+def test_documents_are_shared_out_evenly_within_the_limits(
+    costs: list[int], most: int, most_items: int | None, multiple: int
+) -> None:
+    bins = share_out(np.array(costs), most, most_items=most_items, multiple=multiple)
+    assert sorted(int(item) for items in bins for item in items) == list(range(len(costs)))
+    assert len(bins) % multiple == 0
+    loads = [sum(costs[item] for item in items) for items in bins]
+    for items, load in zip(bins, loads, strict=True):
+        assert len(items) <= 1 or load <= most
+        assert most_items is None or len(items) <= most_items
+        assert [costs[item] for item in items] == sorted((costs[item] for item in items), reverse=True)
+    assert max(loads) - min(loads) <= max(costs)
+    again = share_out(np.array(costs), most, most_items=most_items, multiple=multiple)
+    assert [items.tolist() for items in again] == [items.tolist() for items in bins]
+
+
+@given(
+    costs=st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    room=st.integers(1, 70),
+    multiple=st.integers(1, 5),
+)
+def test_documents_are_shared_out_into_hardly_more_parts_than_they_need(
+    costs: list[int], room: int, multiple: int
+) -> None:
+    bins = share_out(np.array(costs), max(costs) + room, multiple=multiple)
+    # where one more document does not fit into the emptiest part, every part is full but for a document
+    assert len(bins) < sum(costs) / room + multiple
+
+
+def test_documents_that_fit_into_one_part_are_one_and_idle_processes_get_an_empty_one() -> None:
+    assert [items.tolist() for items in share_out(np.array([3, 5, 4]), 12)] == [[1, 2, 0]]
+    assert sorted(len(items) for items in share_out(np.array([3]), 12, multiple=4)) == [0, 0, 0, 1]
 
 
 @settings(max_examples=200)
@@ -128,6 +194,39 @@ def test_shards_are_mapped_and_their_documents_are_as_written(tmp_path: Path) ->
     assert shards.lengths.tolist() == [5, 3, 4]
     assert shards.vocabulary == VOCABULARY
     assert (shards.tokenizer, shards.tokenizer_fingerprint) == ("t", "f")
+
+
+OPENING = """
+import resource, sys
+from pathlib import Path
+from slam.shards import open_shards
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shards = open_shards(Path(sys.argv[1]), "train")
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # in KiB
+print(len(shards.tokens), len(shards), len(shards[len(shards) - 1]), grown)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="files without blocks and units of memory are those of Linux"
+)
+def test_a_billion_tokens_are_opened_without_being_read(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    # 2 GB of zeros that take no room on the disk
+    tokens = np.lib.format.open_memmap(
+        tmp_path / "train" / "tokens.npy", mode="w+", dtype=np.uint16, shape=(10**9,)
+    )
+    del tokens
+    np.save(tmp_path / "train" / "ends.npy", np.arange(1, 1_600_001, dtype=np.int64) * 625)
+    describe(tmp_path, vocabulary=VOCABULARY, tokenizer="t", fingerprint="f", counts={})
+    # in a process of its own: this one's peak of memory may lie high already
+    told = subprocess.run(
+        [sys.executable, "-c", OPENING, tmp_path], check=True, capture_output=True, text=True
+    ).stdout
+    num_tokens, num_documents, last, grown = map(int, told.split())
+    assert (num_tokens, num_documents, last) == (10**9, 1_600_000, 625)
+    assert grown < 100 * 1024
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "ends.npy"])

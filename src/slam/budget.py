@@ -72,7 +72,8 @@ class Budget:
             ConfigError: too few updates; the line says how many.
         """
         spent = self.share(seconds=step_seconds, tokens=step_tokens, steps=1)
-        if spent * LEAST_STEPS > 1.0 + 1e-9:
+        # an update begins while anything is left: 9.5 updates' worth is spent by ten
+        if spent * (LEAST_STEPS - 1) >= 1.0 - 1e-9:
             raise ConfigError(
                 f"budget {self.text!r}: buys about {math.ceil(1 / spent - 1e-9)} updates, fewer than "
                 f"{LEAST_STEPS}; raise it, or make the batch smaller"
@@ -110,7 +111,7 @@ def learning_rate_share(
     elif schedule == "linear":
         left = 1.0 - progress
     else:
-        left = 1.0 - math.sqrt(max(0.0, share - (1.0 - decay)) / decay)
+        left = 1.0 - math.sqrt(min(1.0, max(0.0, share - (1.0 - decay)) / decay))
     return floor + (1.0 - floor) * left
 
 
@@ -181,7 +182,8 @@ class TrainingConfig:
         for name in ("warmup", "floor", "embeddings_first"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be a share, 0 or more and below 1")
-        if not 0 < self.decay <= 1 - self.warmup:
+        room = 1 - self.warmup + 1e-9 if self.schedule == "wsd" else 1  # the others do not use it
+        if not 0 < self.decay <= room:
             raise ConfigError(f"decay = {self.decay}: must be a share that fits beside warmup {self.warmup}")
         if self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps = {self.warmup_steps}: must not be negative")

@@ -4,6 +4,7 @@ MFU = model FLOP/s ÷ peak FLOP/s (Chowdhery et al., 2022, appendix B): the work
 implementation does beside it.
 """
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -52,5 +53,5 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    known = [model for model in PEAK_FLOPS if model in name]
+    known = [model for model in PEAK_FLOPS if re.search(rf"\b{model}\b", name)]  # an L40 is no L4
     return PEAK_FLOPS[max(known, key=len)] if known else None

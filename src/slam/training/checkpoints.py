@@ -16,24 +16,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from transformers import PreTrainedModel
 
 from slam import world
 from slam.errors import InputError
 from slam.progress import console
 from slam.run import digest, read_json, write_json
+from slam.training.parallel import divided, gathered_weights
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _KEPT = 2
 _STATE, _MODEL, _OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
-_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ def discard_checkpoints(out: Path) -> None:
 def _read(path: Path, names: Sequence[str]) -> tuple[State, dict[str, Tensor], dict[str, Tensor]]:
     """State, weights and moments, once every digest is found right."""
     content = read_json(path / _STATE)
-    written = content.pop("digest")
+    written = content.pop("digest", None) if isinstance(content, dict) else None
     if digest(content) != written:
         raise InputError(f"{_STATE} is not what was written")
     for name, expected in content.pop("files").items():
@@ -124,23 +117,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _divided(lm: torch.nn.Module) -> bool:
-    """Whether the weights are divided among processes (FSDP2)."""
-    return any(isinstance(weight, torch.distributed.tensor.DTensor) for weight in lm.parameters())
-
-
 def _weights(lm: PreTrainedModel) -> dict[str, Tensor]:
-    if _divided(lm):
-        names = {name for name, _ in lm.named_parameters()}
-        gathered: dict[str, Any] = get_model_state_dict(lm, options=_ON_CPU)
-        return {name: weight for name, weight in gathered.items() if name in names}
+    if (gathered := gathered_weights(lm)) is not None:
+        return gathered
     return {name: weight.detach().contiguous() for name, weight in lm.named_parameters()}
 
 
 def _set_weights(lm: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    if _divided(lm):
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_model_state_dict(lm, dict(weights), options=options)
+    if divided(lm):
+        from slam.training import sharded
+
+        sharded.set_weights(lm, weights)
         return
     with torch.no_grad():
         for name, weight in lm.named_parameters():
@@ -153,9 +140,10 @@ def _moments(lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer]) -
     names = {id(weight): name for name, weight in lm.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         state: Mapping[str, Mapping[str, Any]]
-        if _divided(lm):  # gathered on process 0 alone
-            gathered: dict[str, Any] = get_optimizer_state_dict(lm, optimizer, options=_ON_CPU)
-            state = gathered.get("state", {})
+        if divided(lm):
+            from slam.training import sharded
+
+            state = sharded.gathered_moments(lm, optimizer)
         else:
             state = {names[id(weight)]: entry for weight, entry in optimizer.state.items()}
         for name, entry in state.items():
@@ -175,12 +163,10 @@ def _set_moments(
                 entries.setdefault(name, {})[field] = value
         if not entries:
             continue
-        if _divided(lm):
-            whole: Any = {
-                "state": entries,
-                "param_groups": get_optimizer_state_dict(lm, optimizer)["param_groups"],
-            }
-            set_optimizer_state_dict(lm, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+        if divided(lm):
+            from slam.training import sharded
+
+            sharded.set_moments(lm, optimizer, entries)
             continue
         indices = {
             id(weight): index

@@ -28,7 +28,7 @@ from slam.run import Results
 from slam.training.checkpoints import CHECKPOINTS_FOLDER, restore, save_checkpoint
 from slam.training.log import METRICS_FILE, Log
 from slam.training.optimizers import Moved, make_optimizers, update
-from slam.training.parallel import accumulating, divide, join, replicate, summed
+from slam.training.parallel import accumulating, join, replicate, summed
 from slam.training.signals import Stop, StopRequested, signals
 from slam.training.task import Task, X
 
@@ -157,6 +157,8 @@ def ready(lm: PreTrainedModel, config: TrainingConfig, task: Task[X]) -> Engine[
             f"set at least {task.longest * task.documents}"
         )
     if shard:
+        from slam.training.sharded import divide
+
         divide(lm, device, bf16=bf16)
     scored = Scored(lm, bf16=bf16)
     if compiled:
@@ -205,11 +207,11 @@ class Training:
             bar(f"training {self.out.name}", 1.0) as progress,
         ):
             try:
-                self._warm_up()
+                self.warm_up()
                 batches = self.task.order.starting_at(self.state.step)
                 while (share := self._share()) < 1.0:
                     self._look_up(share)
-                    progress.reach(share, self._update(next(batches), share))
+                    progress.reach(share, self.update(next(batches), share))
                 self.log.flush(self.state)
                 # before the last validation, whose row a resumed run writes itself
                 self._checkpoint()
@@ -235,7 +237,7 @@ class Training:
         state = self.state
         return self.budget.share(seconds=state.seconds, tokens=state.tokens, steps=state.step)
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """Compile before the clock starts, and find out early whether a row fits the memory."""
         if self.engine.fill is None:
             return
@@ -264,14 +266,14 @@ class Training:
             self._checkpoint()
             self.stop.leave()
 
-    def _update(self, items: npt.NDArray[np.int64], share: float) -> str:
+    def update(self, items: npt.NDArray[np.int64], share: float) -> str:
         """Learn from one batch; gives the word for the progress line."""
         begin = time.perf_counter()
         state, engine, config = self.state, self.engine, self.config
         weight = int(self.task.terms[items].sum())
         totals = engine.gradients(engine.micro_batches(items), weight, self.stop)
-        norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters(), config.clip, foreach=True)
-        norm = norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.lm.parameters(), config.clip, foreach=True)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         figures = summed(totals, engine.device)
         figures["gradient_norm"] = float(norm)
         num_tokens = int(figures.pop("num_tokens"))

@@ -1,14 +1,15 @@
 """A model and settings → the optimizers that update it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from slam.budget import TrainingConfig
 from slam.errors import ConfigError
+from slam.training.parallel import divided
 
 
 def make_optimizers(lm: PreTrainedModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -25,7 +26,7 @@ def make_optimizers(lm: PreTrainedModel, config: TrainingConfig) -> list[torch.o
     weights = [weight for weight in lm.parameters() if weight.requires_grad]
     body = [weight for weight in weights if id(weight) not in tables]
     by_muon = [weight for weight in body if config.optimizer == "muon" and weight.ndim == 2]  # noqa: PLR2004
-    if any(isinstance(weight, DTensor) for weight in by_muon):
+    if by_muon and divided(lm):
         raise ConfigError('optimizer = "muon" needs whole matrices; use sharding = "replicate", or adamw')
     left = {id(weight) for weight in by_muon}
     rest = [weight for weight in body if id(weight) not in left]
@@ -77,5 +78,5 @@ class Moved:
         return float((self._sample(lm) != self._before).float().mean())
 
     def _sample(self, lm: PreTrainedModel) -> Tensor:
-        local = (w.to_local() if isinstance(w, DTensor) else w for w in lm.parameters())
+        local: Any = (w.to_local() if hasattr(w, "to_local") else w for w in lm.parameters())
         return torch.cat([weight.detach().flatten()[: self._SAMPLE] for weight in local])

@@ -8,9 +8,6 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -24,28 +21,18 @@ def join(device: torch.device) -> None:
         atexit.register(torch.distributed.destroy_process_group)
 
 
-def divide(lm: PreTrainedModel, device: torch.device, *, bf16: bool) -> None:
-    """Divide the weights of `lm` among the processes, block by block (FSDP2)."""
-    mesh = init_device_mesh(device.type, (world.size(),))
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if bf16
-        else MixedPrecisionPolicy()
-    )
-    blocks = max((m for m in lm.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(lm, mesh=mesh, mp_policy=policy)
+def divided(lm: PreTrainedModel) -> bool:
+    """Whether the weights are divided among the processes (FSDP2)."""
+    return world.size() > 1 and any(hasattr(weight, "full_tensor") for weight in lm.parameters())
 
 
 def gathered_weights(lm: PreTrainedModel) -> dict[str, Tensor] | None:
     """The whole weights on process 0 where they are divided, else None. Every process must call."""
-    if not isinstance(lm, FSDPModule):
+    if not divided(lm):
         return None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(lm, options=options)
-    names = {name for name, _ in lm.named_parameters()}  # tied ones once
-    return {name: weight for name, weight in weights.items() if name in names}
+    from slam.training import sharded
+
+    return sharded.gathered_weights(lm)
 
 
 def replicate(module: torch.nn.Module) -> torch.nn.Module:
@@ -54,9 +41,9 @@ def replicate(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextmanager
-def accumulating(module: torch.nn.Module, lm: PreTrainedModel, *, last: bool) -> Iterator[None]:
+def accumulating(module: torch.nn.Module, lm: Any, *, last: bool) -> Iterator[None]:
     """Exchange gradients in the last micro-batch alone."""
-    if isinstance(lm, FSDPModule):
+    if divided(lm):
         lm.set_requires_gradient_sync(last)
         yield
     elif isinstance(module, DistributedDataParallel) and not last:
