@@ -50,10 +50,10 @@ class Bar:
         if self._lines and time.monotonic() - self._said > _LINE_SECONDS:
             self._said = time.monotonic()
             task = self._progress.tasks[self._task]
-            left = timedelta(seconds=round(task.time_remaining or 0))
-            console.print(
-                f"{task.description}: {task.percentage:.0f} %, {note}, {left} left", highlight=False
-            )
+            words = [f"{task.percentage:.0f} %", note]
+            if task.time_remaining is not None:
+                words.append(f"{timedelta(seconds=round(task.time_remaining))} left")
+            console.print(f"{task.description}: {', '.join(filter(None, words))}", highlight=False)
 
 
 @contextmanager

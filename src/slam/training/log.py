@@ -24,6 +24,9 @@ class Log:
     def __init__(self, out: Path, state: State, *, peak_flops: float | None, wandb: str | None) -> None:
         self._path = out / METRICS_FILE if world.rank() == 0 else Path(os.devnull)
         self._where = out
+        self._others: list[tuple[Write, Callable[[], None]]] = []
+        if world.rank() == 0:  # a missing package is told before anything is written
+            self._others = [*_wandb(out, wandb), *_tensorboard(out, state.step)]
         rows = read_json_lines(out / METRICS_FILE) if (out / METRICS_FILE).is_file() else []
         training = [row for row in rows if "loss" in row and row["step"] <= state.step]
         validation = [row for row in rows if "loss" not in row][: state.validations]
@@ -34,9 +37,6 @@ class Log:
         self._last = training[-1] if training else {"tokens": 0, "seconds": 0.0}
         self._peak_flops = peak_flops
         self._note = ""
-        self._others: list[tuple[Write, Callable[[], None]]] = []
-        if world.rank() == 0:
-            self._others = [*_tensorboard(out, state.step), *_wandb(out, wandb)]
 
     def __enter__(self) -> Self:
         self._handle = self._path.open("a", encoding="utf-8")

@@ -22,8 +22,8 @@ from slam.budget import Budget, TrainingConfig
 from slam.devices import best_device
 from slam.errors import ConfigError, InputError
 from slam.flops import peak_flops, training_flops
-from slam.packing import Fill, Packed, token_log_likelihoods
-from slam.progress import bar
+from slam.packing import Fill, Packed, packed, token_log_likelihoods
+from slam.progress import bar, console
 from slam.run import Results
 from slam.training.checkpoints import CHECKPOINTS_FOLDER, restore, save_checkpoint
 from slam.training.log import METRICS_FILE, Log
@@ -35,6 +35,7 @@ from slam.training.task import Task, X
 _REMEMBERED = 100  # losses against which a jump is told
 _LEAST_REMEMBERED = 20
 _MOST_SKIPPED = 10  # batches in a row: then it is not the data
+_KERNEL_TOLERANCE = 0.05  # nats a token on average, in bf16
 _SAMPLED_EVERY = 10  # steps between looks at how many weights move
 
 
@@ -144,7 +145,8 @@ def ready(lm: PreTrainedModel, config: TrainingConfig, task: Task[X]) -> Engine[
     join(device)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     shard = config.sharding == "shard" and world.size() > 1
-    varlen = bf16 and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    scored = Scored(lm, bf16=bf16)
+    varlen = bf16 and device.type == "cuda" and one_kernel_works(scored)
     compiled = config.compile == "on" or (config.compile == "auto" and varlen and not shard)
     if compiled and not varlen:
         raise ConfigError('compile = "on" needs a CUDA device and bf16; leave compile at auto')
@@ -160,11 +162,32 @@ def ready(lm: PreTrainedModel, config: TrainingConfig, task: Task[X]) -> Engine[
         from slam.training.sharded import divide
 
         divide(lm, device, bf16=bf16)
-    scored = Scored(lm, bf16=bf16)
     if compiled:
         scored.compile(fullgraph=True, dynamic=False)
     module = scored if shard else replicate(scored)
     return Engine(lm, scored, module, task, fill, config.micro_batch_tokens)
+
+
+def one_kernel_works(scored: Scored) -> bool:
+    """Try the kernel of variable lengths: it must run here, and score as document by document does."""
+    lm = scored.lm
+    documents = [np.arange(length) * 7 % lm.config.vocab_size for length in (5, 30, 17)]
+    fill = Fill(num_tokens=128, num_documents=8, longest=64)
+    rows = (packed(documents, lm.device), packed(documents, lm.device, fill))
+    try:
+        with torch.no_grad():
+            alone, together = (
+                scored(r.tokens, r.positions, r.targets, r.starts, r.longest, r.lengths) for r in rows
+            )
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+    else:
+        worst = float((together[: len(alone)] - alone).abs().mean())
+        if worst < _KERNEL_TOLERANCE:
+            return True
+        reason = f"it is {worst:.3f} nats off"
+    console.print(f"no kernel of variable lengths ({reason}): each document by itself", style="yellow")
+    return False
 
 
 def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[Any], out: Path) -> Results:
@@ -222,6 +245,17 @@ class Training:
                 self._checkpoint()
                 self.stop.leave()
                 raise
+            except torch.OutOfMemoryError:
+                raise ConfigError(
+                    f"micro_batch_tokens = {self.config.micro_batch_tokens}: a row does not fit the memory of "
+                    f"{self.engine.device}; lower it, and the same command goes on"
+                ) from None
+            except RuntimeError as error:
+                if not type(error).__module__.startswith("torch._dynamo"):
+                    raise
+                reason = str(error).strip().splitlines()[0]
+                advice = 'set compile = "off"'
+                raise ConfigError(f"this model does not compile ({reason}); {advice}") from None
         state = self.state
         return {
             "steps": state.step,
