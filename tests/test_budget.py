@@ -234,7 +234,7 @@ def test_warm_up_in_steps_gives_the_first_update_a_rate_and_reaches_the_peak():
 
 @given(
     name=st.sampled_from(POSITIVE),
-    value=st.integers(-5, 0),
+    value=st.integers(-5, 0) | st.just(math.nan),
 )
 def test_settings_that_must_be_more_than_nothing_are_refused_otherwise(name, value):
     with pytest.raises(ConfigError, match=f"{name} = {value}: must be more than 0"):

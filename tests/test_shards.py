@@ -139,6 +139,8 @@ def test_documents_are_shared_out_evenly_within_the_limits(
         assert len(items) <= 1 or load <= most
         assert most_items is None or len(items) <= most_items
         assert [costs[item] for item in items] == sorted((costs[item] for item in items), reverse=True)
+        if len(items):  # its smallest was put where most room was
+            assert load - costs[items[-1]] <= min(loads)
     assert max(loads) - min(loads) <= max(costs)
     again = share_out(np.array(costs), most, most_items=most_items, multiple=multiple)
     assert [items.tolist() for items in again] == [items.tolist() for items in bins]

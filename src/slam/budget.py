@@ -177,7 +177,7 @@ class TrainingConfig:
             "checkpoint_seconds",
             "spike_deviations",
         ):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nor not a number
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be more than 0")
         for name in ("warmup", "floor", "embeddings_first"):
             if not 0 <= getattr(self, name) < 1:

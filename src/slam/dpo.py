@@ -8,7 +8,7 @@ continuation and `<S>`; only the continuation counts.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from slam.packing import Fill, Packed
 
 
+LossName = Literal["dpo", "ipo", "simpo", "orpo"]
+REFERENCE_FREE = ("simpo", "orpo")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig(TrainingConfig):
     """Settings of `slam dpo`; defaults are the paper's (Table 5)."""
@@ -38,8 +42,14 @@ class DpoConfig(TrainingConfig):
     """Peak learning rate of AdamW."""
     schedule: ScheduleName = "inverse-sqrt"
     """Shape of the learning rate over the share of the budget spent."""
+    loss: LossName = "dpo"
+    """What is minimised; simpo and orpo need no reference. The paper's is dpo."""
     beta: float = 0.1
-    """How strongly the model is held to the reference."""
+    """How strongly the model is held to the reference; in simpo the margin's factor, in orpo a weight."""
+    label_smoothing: float = 0.0
+    """With dpo, the share of pairs taken to be labelled the wrong way round (conservative DPO)."""
+    simpo_margin: float = 0.5
+    """With simpo, what the difference of mean log-likelihoods times beta should exceed."""
     sft_weight: float = 0.0
     """Weight of the chosen side's own loss, in nats a token; keeps its likelihood from falling."""
     batch_pairs: int = 64
@@ -53,6 +63,10 @@ class DpoConfig(TrainingConfig):
         super().__post_init__()
         if self.beta <= 0 or self.batch_pairs < 1 or not 0 < self.held_out_share < 1:
             raise ConfigError("beta and batch_pairs must be more than 0, held_out_share between 0 and 1")
+        if not 0 <= self.label_smoothing < 0.5:  # noqa: PLR2004 - at one half, labels say nothing
+            raise ConfigError(f"label_smoothing = {self.label_smoothing}: must be 0 or more and below 0.5")
+        if self.label_smoothing and self.loss != "dpo":
+            raise ConfigError(f'label_smoothing goes with loss = "dpo" only, not {self.loss!r}')
         if self.sft_weight < 0:
             raise ConfigError("sft_weight must not be negative")
 
@@ -69,6 +83,11 @@ class Preferences:
         """Tokens in both documents of each pair, `[B]`."""
         return np.array([len(c) + len(r) for c, r in zip(self.chosen, self.rejected, strict=True)])
 
+    def continuation_tokens(self) -> np.ndarray:
+        """Tokens that count on each side of each pair, `[2, B]`."""
+        sides = (self.chosen, self.rejected)
+        return np.array([[len(d) - 1 - s for d, s in zip(side, self.skipped, strict=True)] for side in sides])
+
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Preferences":
         """The pairs of these numbers."""
         return Preferences(
@@ -84,7 +103,7 @@ class Compared:
 
     skipped: tuple[int, ...]  # [2 B] targets that belong to the prompts
     reference: "Tensor"  # [2 B] the reference's log-likelihoods, nats
-    continuation_tokens: "Tensor"  # [B] of the chosen side
+    tokens: "Tensor"  # [2 B] of the continuations
 
 
 def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) -> Preferences:
@@ -120,7 +139,6 @@ def dpo(config: DpoConfig, out: Path) -> Results:
     import torch
 
     from slam.devices import best_device
-    from slam.losses import dpo_loss
     from slam.model import SpeechLM
     from slam.packing import document_sums, log_likelihoods, packed, use_packed
     from slam.training import Task, discard_checkpoints, gathered_weights, train
@@ -143,39 +161,46 @@ def dpo(config: DpoConfig, out: Path) -> Results:
         )
         return sums.reshape(2, -1)
 
-    reference, held_out_reference = likelihoods(training), likelihoods(held_out)
+    needs_reference = config.loss not in REFERENCE_FREE
+    nothing = np.zeros((2, len(training.chosen)))
+    reference = likelihoods(training) if needs_reference else nothing
+    held_out_reference = likelihoods(held_out)
+    tokens = training.continuation_tokens()
 
     def row(numbers: "np.ndarray", fill: "Fill | None") -> "tuple[Packed, Compared]":
         some = training.take(numbers)
-        lengths = [len(c) - 1 - s for c, s in zip(some.chosen, some.skipped, strict=True)]
         return packed(some.chosen + some.rejected, best_device(), fill), Compared(
             skipped=tuple(some.skipped * 2),
             reference=torch.tensor(reference[:, numbers].ravel(), dtype=torch.float32),
-            continuation_tokens=torch.tensor(lengths, dtype=torch.float32),
+            tokens=torch.tensor(tokens[:, numbers].ravel(), dtype=torch.float32),
         )
 
     def loss(values: "Tensor", row: "Packed", compared: Compared) -> tuple["Tensor", dict[str, "Tensor"]]:
         sums = document_sums(values, row.lengths, compared.skipped)
+        against, counts = compared.reference.to(sums.device), compared.tokens.to(sums.device)
+        losses = pair_losses(sums, against, counts, config)
         chosen, rejected = sums.chunk(2)
-        reference_chosen, reference_rejected = compared.reference.to(sums.device).chunk(2)
-        losses = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=config.beta)
         if config.sft_weight:
-            losses = losses - config.sft_weight * chosen / compared.continuation_tokens.to(sums.device)
-        margins = (chosen - reference_chosen) - (rejected - reference_rejected)
-        return losses.sum(), {
-            "reward_accuracy": (margins > 0).float().sum(),
-            "reward_margin": config.beta * margins.sum(),
-            "chosen_log_likelihood": chosen.sum(),
-            "rejected_log_likelihood": rejected.sum(),
+            losses = losses - config.sft_weight * chosen / counts.chunk(2)[0]
+        figures = {"chosen_log_likelihood": chosen.sum(), "rejected_log_likelihood": rejected.sum()}
+        better, worse = (sums - against).chunk(2)
+        return losses.sum(), figures | {
+            "reward_accuracy": (better > worse).float().sum(),
+            "reward_margin": config.beta * (better - worse).sum(),
         }
 
     def validate(poll: Callable[[], None]) -> dict[str, float]:
         now = likelihoods(held_out, poll)
-        margins = (now - held_out_reference)[0] - (now - held_out_reference)[1]
-        losses = np.logaddexp(0.0, -config.beta * margins)
+        sums, against, counts = (
+            torch.tensor(array.ravel(), dtype=torch.float64)
+            for array in (now, held_out_reference, held_out.continuation_tokens())
+        )
+        losses = pair_losses(sums, against, counts, config)
         return {
             "validation_loss": float(losses.mean()),
             "validation_preference_accuracy": float((now[0] > now[1]).mean()),
+            "validation_chosen_log_ratio": float((now - held_out_reference)[0].mean()),
+            "validation_rejected_log_ratio": float((now - held_out_reference)[1].mean()),
         }
 
     count = len(training.chosen)
@@ -199,6 +224,24 @@ def dpo(config: DpoConfig, out: Path) -> Results:
         "num_held_out_pairs": len(held_out.chosen),
         "epochs": round(results["steps"] * config.batch_pairs / count, 2),
     }
+
+
+def pair_losses(sums: "Tensor", reference: "Tensor", tokens: "Tensor", config: DpoConfig) -> "Tensor":
+    """The loss of each pair, `[B]`, from `[2 B]` of the chosen sides and then the rejected ones."""
+    from slam import losses
+
+    chosen, rejected = sums.chunk(2)
+    before = dict(zip(("reference_chosen", "reference_rejected"), reference.chunk(2), strict=True))
+    counts = dict(zip(("chosen_tokens", "rejected_tokens"), tokens.chunk(2), strict=True))
+    if config.loss == "ipo":
+        return losses.ipo_loss(chosen, rejected, **before, **counts, beta=config.beta)
+    if config.loss == "simpo":
+        return losses.simpo_loss(chosen, rejected, **counts, beta=config.beta, margin=config.simpo_margin)
+    if config.loss == "orpo":
+        return losses.orpo_loss(chosen, rejected, **counts, beta=config.beta)
+    return losses.dpo_loss(
+        chosen, rejected, **before, beta=config.beta, label_smoothing=config.label_smoothing
+    )
 
 
 def _divide(pairs: Preferences, config: DpoConfig) -> tuple[Preferences, Preferences]:

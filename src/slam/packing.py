@@ -194,6 +194,7 @@ def _attend(parts: Sequence[Tensor], times: int, scaling: float | None, dropout:
 def _varlen(parts: Sequence[Tensor], starts: Tensor, longest: int, scaling: float | None) -> Tensor:
     """Torch's kernel of variable lengths, `[M, heads, width]`; its signature moved between 2.10 and 2.13."""
     query, key, value = parts
+    query, key = query.to(value.dtype), key.to(value.dtype)  # Qwen3's norms leave them in fp32 under autocast
     known = _VARLEN_PARAMETERS
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if scaling is not None and "scale" in known:

@@ -55,6 +55,8 @@ def gathered_moments(
     lm: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> Mapping[str, Mapping[str, Any]]:
     """Each parameter's whole state on process 0, nothing on the others. Every process must call."""
+    if not optimizer.state:  # torch would make one by a step of its own, which AdamW would count
+        return {}
     state: dict[str, Any] = get_optimizer_state_dict(lm, optimizer, options=_GATHERED)
     found: Mapping[str, Mapping[str, Any]] = state.get("state", {})
     return found
