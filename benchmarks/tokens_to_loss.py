@@ -4,8 +4,8 @@ The reference: weights, gradients and moments in bf16, AdamW at 1e-3 with cosine
 gradient norm clipped at 0.5 (the paper's Table 4), units on the first rows of the text's embeddings. Because
 these models are far smaller than the paper's, the reference also runs at 3e-3, and its *better* rate counts.
 Every arm sees the same documents in the same order from the same text LM; validation is in fp32 for all.
-`ours` trains to the end of a smaller budget, its learning rate decayed, so each share of the reference's tokens
-is a run of its own.
+`ours` trains to the end of a smaller budget, its learning rate decayed, so each share of the reference's
+tokens is a run of its own.
 
 Finished runs are kept in `--work` and not made again.
 """

@@ -7,8 +7,8 @@
     of variable lengths as ours, as flash-attn's package is not needed here; nothing of it is compiled.
 
 Same shapes, initial weights and documents; AdamW. On the CPU a model of 3 M parameters in fp32 and the
-demo's documents; on CUDA the paper's 358 M in bf16 over fp32 masters, context 1024, documents of 620 tokens on
-average.
+demo's documents; on CUDA the paper's 358 M in bf16 over fp32 masters, context 1024, documents of 620 tokens
+on average.
 The gate: one fixed batch gives the loss of plain `transformers` in fp32 within 1e-4 (1e-2 in bf16) and
 gradients of its direction (cosine > 0.999).
 """
@@ -35,8 +35,9 @@ from slam.pretrain import PretrainConfig, next_token_task
 from slam.shards import TokenShards
 from slam.stories import write_texts
 from slam.training import METRICS_FILE, State
+from slam.training.engine import ready
 from slam.training.log import Log
-from slam.training.loop import Training, ready
+from slam.training.loop import Training
 from slam.training.signals import Stop
 from slam.units import Vocabulary
 
@@ -153,9 +154,9 @@ class Padded:
         """Tokens a second over one pass of the data."""
         settings = transformers.TrainingArguments(
             str(self.folder), per_device_train_batch_size=DOCUMENTS, gradient_accumulation_steps=ACCUMULATION,
-            num_train_epochs=1, learning_rate=1e-3, max_grad_norm=0.5, optim="adamw_torch_fused", report_to=[],
-            save_strategy="no", logging_strategy="no", use_cpu=not CUDA, bf16=CUDA, disable_tqdm=True,
-            dataloader_pin_memory=CUDA, train_sampling_strategy="sequential",
+            num_train_epochs=1, learning_rate=1e-3, max_grad_norm=0.5, optim="adamw_torch_fused",
+            report_to=[], save_strategy="no", logging_strategy="no", use_cpu=not CUDA, bf16=CUDA,
+            disable_tqdm=True, dataloader_pin_memory=CUDA, train_sampling_strategy="sequential",
         )  # fmt: skip
         run = transformers.Trainer(self.lm, settings, train_dataset=self.rows, data_collator=pad)
         begin = time.perf_counter()

@@ -31,7 +31,7 @@ from slam.packing import (
 )
 from slam.pretrain import PretrainConfig, next_token_task
 from slam.shards import Batches, open_shards
-from slam.training.loop import Engine, Scored, ready
+from slam.training.engine import Engine, Scored, ready
 from slam.training.task import Task
 from tiny_families import GROUPED, SCALED, SUPPORTED, VOCABULARY, built, random_documents, save_base
 

@@ -24,7 +24,7 @@ from slam.pretrain import pretrain
 from slam.run import read_run, stage
 from slam.shards import Batches, open_shards
 from slam.training import Task
-from slam.training.loop import Engine
+from slam.training.engine import Engine
 from toy_training import KilledError, act_at_step, figures, kill, weights
 
 # one thread each: there are two processes on what may be two cores

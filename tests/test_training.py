@@ -21,7 +21,7 @@ from slam.packing import use_packed
 from slam.pretrain import next_token_task, pretrain
 from slam.run import read_run
 from slam.shards import Batches, open_shards, write_split
-from slam.training.loop import ready
+from slam.training.engine import ready
 from slam.training.optimizers import make_optimizers, update
 from toy_training import (
     Clock,

@@ -179,14 +179,17 @@ class TrainingConfig:
         ):
             if not getattr(self, name) > 0:  # nor not a number
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be more than 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas = {self.betas}: each must be 0 or more and below 1")
+        for name in ("weight_decay", "validations", "warmup_steps"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
         for name in ("warmup", "floor", "embeddings_first"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be a share, 0 or more and below 1")
         room = 1 - self.warmup + 1e-9 if self.schedule == "wsd" else 1  # the others do not use it
         if not 0 < self.decay <= room:
             raise ConfigError(f"decay = {self.decay}: must be a share that fits beside warmup {self.warmup}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps = {self.warmup_steps}: must not be negative")
 
     def rate(self, share: float, step: int) -> float:
         """The learning rate as a share of its peak, before update `step` (from 0)."""

@@ -141,7 +141,7 @@ def dpo(config: DpoConfig, out: Path) -> Results:
     from slam.devices import best_device
     from slam.model import SpeechLM
     from slam.packing import document_sums, log_likelihoods, packed, use_packed
-    from slam.training import Task, discard_checkpoints, gathered_weights, train
+    from slam.training import Task, discard_checkpoints, gathered_weights, precision, train
 
     speech_lm, units = SpeechLM.load(config.model), read_units(config.pairs)
     speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.pairs)
@@ -163,8 +163,9 @@ def dpo(config: DpoConfig, out: Path) -> Results:
 
     needs_reference = config.loss not in REFERENCE_FREE
     nothing = np.zeros((2, len(training.chosen)))
-    reference = likelihoods(training) if needs_reference else nothing
-    held_out_reference = likelihoods(held_out)
+    with precision(config):  # as the policy's will be
+        reference = likelihoods(training) if needs_reference else nothing
+        held_out_reference = likelihoods(held_out)
     tokens = training.continuation_tokens()
 
     def row(numbers: "np.ndarray", fill: "Fill | None") -> "tuple[Packed, Compared]":

@@ -48,7 +48,7 @@ class SpeechLM:
         self.lm.set_attn_implementation("sdpa")
         partial = folder / ".partial"
         try:
-            self.lm.save_pretrained(partial, state_dict=weights)
+            self.lm.save_pretrained(partial, state_dict=None if weights is None else dict(weights))
             for path in partial.iterdir():
                 path.replace(folder / path.name)
         finally:

@@ -235,6 +235,8 @@ def use_packed(lm: PreTrainedModel) -> None:
         InputError: its weights are broken.
     """
     family = type(lm).__name__
+    # under bf16 products the residual stream would otherwise be fp32 all the way
+    lm.get_input_embeddings().register_forward_hook(_in_bf16)
     # families name the attention of their layers under either of two names
     kinds = [
         *(getattr(lm.config, "layer_types", None) or ()),
@@ -267,6 +269,13 @@ def use_packed(lm: PreTrainedModel) -> None:
         )
     if (together - expected).abs().max() > _PACKING_TOLERANCE * expected.std():
         raise ConfigError(f"{family} scores packed documents otherwise than single ones; {_CHOOSE}")
+
+
+def _in_bf16(_: torch.nn.Module, __: object, found: Tensor) -> Tensor:
+    """Embeddings in the precision of products, where that is lower."""
+    kind = found.device.type
+    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return found.to(torch.bfloat16) if lowered else found
 
 
 def token_log_likelihoods(lm: PreTrainedModel, batch: Packed) -> Tensor:

@@ -148,6 +148,8 @@ def share_out(
     order = np.argsort(-costs, kind="stable")
     enough = -(-len(costs) // multiple)  # one document each
     num_bins = multiple * max(1, min(enough, -(-int(costs.sum()) // (most * multiple))))
+    if most_items is not None:
+        num_bins = max(num_bins, multiple * -(-enough // most_items))
     while True:
         bins: list[list[int]] = [[] for _ in range(num_bins)]
         loads = [(0, number) for number in range(num_bins)]
@@ -161,7 +163,7 @@ def share_out(
         )
         if fits:
             return [np.array(items, np.int64) for items in bins]
-        num_bins += multiple
+        num_bins += multiple * max(1, num_bins // (16 * multiple))
 
 
 def write_split(folder: Path, split: str, tokens: Ids, ends: npt.NDArray[np.int64]) -> None:

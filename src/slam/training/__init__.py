@@ -6,6 +6,7 @@ that a killed run, resumed, equals the run that was never killed.
 """
 
 from slam.training.checkpoints import CHECKPOINTS_FOLDER, State, discard_checkpoints
+from slam.training.engine import precision
 from slam.training.log import METRICS_FILE
 from slam.training.loop import train
 from slam.training.parallel import gathered_weights
@@ -18,5 +19,6 @@ __all__ = [
     "Task",
     "discard_checkpoints",
     "gathered_weights",
+    "precision",
     "train",
 ]

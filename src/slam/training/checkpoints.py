@@ -35,6 +35,7 @@ class State:
 
     step: int = 0  # batches seen
     skipped: int = 0  # of them left out, for their loss was no number or jumped
+    skipped_in_a_row: int = 0
     tokens: int = 0
     seconds: float = 0.0  # in training steps: the budget's clock
     overhead_seconds: float = 0.0  # in compilation, validation and checkpoints, outside the budget

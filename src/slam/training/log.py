@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from slam import world
-from slam.errors import ConfigError, InputError
+from slam.errors import InputError, MissingExtraError
 from slam.run import atomic_write, read_json_lines
 from slam.training.checkpoints import State
 
@@ -121,14 +121,16 @@ def _wandb(out: Path, project: str | None) -> list[tuple[Write, Callable[[], Non
     """A run on Weights & Biases, the same one when the training is resumed.
 
     Raises:
-        ConfigError: the package is not installed.
+        MissingExtraError: the package is not installed.
     """
     if project is None:
         return []
     try:
         import wandb
     except ModuleNotFoundError:
-        raise ConfigError("wandb is not installed: pip install 'slam[wandb]', or leave wandb out") from None
+        raise MissingExtraError(
+            "wandb is not installed: pip install 'slam[wandb]', or leave wandb out"
+        ) from None
     name = out.resolve().name
     run = wandb.init(project=project, name=name, id=f"{name}-{_identity(out)}", resume="allow", dir=str(out))
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from slam.budget import TrainingConfig
 from slam.errors import ConfigError
@@ -25,7 +26,10 @@ def make_optimizers(lm: PreTrainedModel, config: TrainingConfig) -> list[torch.o
     tables = {id(part.weight) for part in (lm.get_input_embeddings(), head)}
     weights = [weight for weight in lm.parameters() if weight.requires_grad]
     body = [weight for weight in weights if id(weight) not in tables]
-    by_muon = [weight for weight in body if config.optimizer == "muon" and weight.ndim == 2]  # noqa: PLR2004
+    products = {
+        id(module.weight) for module in lm.modules() if isinstance(module, torch.nn.Linear | Conv1D)
+    }  # not a table of positions, which is looked up
+    by_muon = [weight for weight in body if config.optimizer == "muon" and id(weight) in products]
     if by_muon and divided(lm):
         raise ConfigError('optimizer = "muon" needs whole matrices; use sharding = "replicate", or adamw')
     left = {id(weight) for weight in by_muon}
