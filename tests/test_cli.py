@@ -197,7 +197,7 @@ def test_a_tokenizer_that_does_not_match_the_model_is_one_line(capsys, tmp_path,
     pairs = toy_language.write_pairs(tmp_path / "pairs", toy_language.counting_pairs(5), fingerprint="f" * 16)
     for words in (
         ["evaluate", "--models.one", lm, "--benchmarks", pairs],
-        ["dpo", "--model", lm, "--pairs", pairs, "--budget", "5 steps"],
+        ["dpo", "--model", lm, "--pairs", pairs, "--budget", "10 steps"],
     ):
         status, said = said_by(capsys, *words, "--out", tmp_path / words[0])
         assert_one_line(status, said, pairs, "encode with the model's tokenizer")
@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch, error):
         "--shards",
         shards,
         "--budget",
-        "1 steps",
+        "10 steps",
         "--batch-tokens",
         "50",
         "--out",
@@ -262,7 +262,7 @@ def test_a_disk_that_really_is_full_is_one_line_and_leaves_nothing_half_written(
     shards = toy_language.write_shards(
         tmp_path / "shards", toy_language.utterances(9), toy_language.utterances(2, 1)
     )
-    words = ["pretrain", "--shards", str(shards), "--budget", "1 steps", "--batch-tokens", "50"]
+    words = ["pretrain", "--shards", str(shards), "--budget", "10 steps", "--batch-tokens", "50"]
     out = tmp_path / "disk" / "lm"
     script = f'{mount} && "$@"; echo status $?; find {out} -type f'
     done = subprocess.run(

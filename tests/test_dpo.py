@@ -13,9 +13,8 @@ from trl import DPOConfig, DPOTrainer
 import reference_model
 import toy_language
 from slam.budget import learning_rate_share
-from slam.dpo import DpoConfig, dpo, format_pairs
+from slam.dpo import DpoConfig, dpo, format_pairs, pair_losses
 from slam.errors import ConfigError, InputError, MismatchError
-from slam.losses import dpo_loss
 from slam.model import SpeechLM
 from slam.packing import document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
 from slam.pairs import Pair, read_pairs
@@ -122,8 +121,13 @@ def shaken(lm):
 
 # TRL still asks for what transformers has renamed
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_the_loss_and_its_gradient_equal_trls_on_the_same_pairs(folders, trl_trainer):
+@pytest.mark.parametrize(("loss_name", "theirs_is"), [("dpo", "sigmoid"), ("ipo", "ipo")])
+def test_the_loss_and_its_gradient_equal_trls_on_the_same_pairs(
+    folders, trl_trainer, monkeypatch, loss_name, theirs_is
+):
     pairs, trainer = trl_trainer
+    monkeypatch.setattr(trainer, "loss_types", [theirs_is])
+    trainer.model.load_state_dict(trainer.ref_model.state_dict())
     (batch,) = trainer.get_train_dataloader()
     batch = {key: value.clone() for key, value in batch.items()}
     ours = SpeechLM.load(folders / "lm").lm
@@ -143,7 +147,9 @@ def test_the_loss_and_its_gradient_equal_trls_on_the_same_pairs(folders, trl_tra
 
     row = packed(formatted.chosen + formatted.rejected)
     sums = document_sums(token_log_likelihoods(ours, row), row.lengths, skipped)
-    loss = dpo_loss(*sums.chunk(2), *torch.tensor(reference).float().chunk(2), beta=BETA).mean()
+    counts = torch.tensor(formatted.continuation_tokens().ravel()).float()
+    config = config_of(folders, loss=loss_name)
+    loss = pair_losses(sums, torch.tensor(reference).float(), counts, config).mean()
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-4)
     assert abs(float(loss.detach()) - np.log(2)) > 1e-3  # not the point at which every loss agrees
@@ -154,16 +160,29 @@ def test_the_loss_and_its_gradient_equal_trls_on_the_same_pairs(folders, trl_tra
         assert float(weight.grad.norm()) == pytest.approx(float(gradients[name].grad.norm()), rel=1e-3)
 
 
-@given(
-    st.lists(st.tuples(*[st.floats(-60, 0)] * 4), min_size=1, max_size=8),
-    st.floats(0.01, 2.0),
+@pytest.mark.parametrize(
+    ("loss_name", "beta", "smoothing"),
+    [("ipo", 0.5, 0.0), ("simpo", 2.0, 0.0), ("orpo", 1.0, 0.0), ("dpo", BETA, 0.2)],
 )
-def test_the_loss_is_the_papers_equation(rows, beta):
-    columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)]
-    losses = dpo_loss(*columns, beta=beta)
-    for found, (chosen, rejected, before_chosen, before_rejected) in zip(losses.tolist(), rows, strict=True):
-        ratio = beta * (chosen - before_chosen) - beta * (rejected - before_rejected)
-        assert found == pytest.approx(np.logaddexp(0, -ratio), rel=1e-9, abs=1e-12)
+def test_every_loss_raises_the_held_out_preference_accuracy(folders, tmp_path, loss_name, beta, smoothing):
+    config = config_of(
+        folders, loss=loss_name, beta=beta, label_smoothing=smoothing, budget="30 steps", learning_rate=3e-3
+    )
+    dpo(config, tmp_path / "tuned")
+    rows = read_json_lines(tmp_path / "tuned" / "metrics.jsonl")
+    found = [row for row in rows if "validation_loss" in row]
+    assert found[-1]["validation_preference_accuracy"] > found[0]["validation_preference_accuracy"] + 0.1
+    assert found[-1]["validation_loss"] < found[0]["validation_loss"]
+    # the two sides' ratios to the model as it was: none at first, then the better side's is the higher
+    assert found[0]["validation_chosen_log_ratio"] == pytest.approx(0, abs=1e-5)
+    assert found[-1]["validation_chosen_log_ratio"] > found[-1]["validation_rejected_log_ratio"]
+
+
+def test_smoothed_labels_go_with_dpo_alone(folders):
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        config_of(folders, loss="ipo", label_smoothing=0.1)
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        config_of(folders, label_smoothing=0.5)
 
 
 def test_the_first_step_starts_from_the_untouched_model_as_reference(folders, tmp_path):

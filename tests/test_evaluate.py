@@ -174,7 +174,7 @@ def test_a_score_that_is_not_a_number_names_its_pair(folders, tmp_path, monkeypa
     def some(_, documents, **__):
         return np.where(np.arange(len(documents)) == 3, -np.inf, -1.0), np.ones(len(documents), np.int64)
 
-    monkeypatch.setattr("slam.model.log_likelihoods", some)
+    monkeypatch.setattr("slam.packing.log_likelihoods", some)
     with pytest.raises(InputError, match=r"pair 'pair-3'.*not a number"):
         evaluate(config_of(folders), tmp_path / "scores")
 

@@ -48,6 +48,8 @@ def words(config, out):
         "checkpoint-seconds": config.checkpoint_seconds,
         "sharding": config.sharding,
         "optimizer": config.optimizer,
+        "schedule": config.schedule,
+        "floor": config.floor,
         "out": out,
     } | {f"architecture.{name}": size for name, size in ARCHITECTURE}
     return ["pretrain", *(word for name, value in named.items() for word in (f"--{name}", str(value)))]

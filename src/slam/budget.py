@@ -117,17 +117,20 @@ def learning_rate_share(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training sets, whatever its loss; defaults are the paper's (Table 4) where it has one."""
+    """What every training sets, whatever its loss.
+
+    Defaults are the paper's (Table 4), but for optimizer and schedule: there they are what won (docs/log.md).
+    """
 
     budget: str
     """What may be spent: 24h, 1.4B tokens, 500 steps, or the first of several (24h or 1.4B tokens)."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "muon"
     """Who updates the body's matrices; AdamW always updates embeddings, biases and gains."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    muon_learning_rate: float = 1e-2
+    muon_learning_rate: float = 2e-3
     """Peak learning rate of Muon, in steps matched to AdamW's root mean square."""
-    schedule: ScheduleName = "cosine"
+    schedule: ScheduleName = "linear"
     """Shape of the learning rate over the share of the budget spent."""
     warmup: float = 0.01
     """Share of the budget over which the learning rate rises."""
@@ -135,7 +138,7 @@ class TrainingConfig:
     """Updates over which the learning rate rises at least, where the share would be shorter."""
     decay: float = 0.2
     """Share of the budget, at its end, over which the schedule wsd falls."""
-    floor: float = 0.05
+    floor: float = 0.0
     """Smallest learning rate after warm-up, as a share of the peak."""
     embeddings_first: float = 0.0
     """Share of the budget in which only embeddings and head are trained."""

@@ -38,6 +38,8 @@ class DpoConfig(TrainingConfig):
     """The speech LM to tune; also the reference."""
     pairs: Path = source(required=True)
     """Encoded preference pairs: a folder of units with pairs.jsonl."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Who updates the body's matrices; AdamW always updates embeddings, biases and gains."""
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
     schedule: ScheduleName = "inverse-sqrt"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """Settings of `slam pretrain`; defaults are the paper's (Table 4) where it has one."""
+    """Settings of `slam pretrain`; defaults as in `TrainingConfig`."""
 
     shards: Path = source(required=True)
     """Token shards that `slam pack` wrote."""
