@@ -2,7 +2,8 @@
 
 The reference: weights, gradients and moments in bf16, AdamW at 1e-3 with cosine to 5e-5 and 1 % warm-up,
 gradient norm clipped at 0.5 (the paper's Table 4), units on the first rows of the text's embeddings. Because
-these models are far smaller than the paper's, the reference also runs at 3e-3, and its *better* rate counts.
+these models are far smaller than the paper's, the reference also runs at 3e-3 and 6e-3, and its *best* rate
+counts.
 Every arm sees the same documents in the same order from the same text LM; validation is in fp32 for all.
 `ours` trains to the end of a smaller budget, its learning rate decayed, so each share of the reference's
 tokens is a run of its own.
@@ -100,9 +101,16 @@ def stage(**changes: Any) -> Callable[[PretrainConfig, Path], float]:
 MUON = {"optimizer": "muon", "muon_learning_rate": 1e-2, "learning_rate": 5e-3}
 OURS = MUON | {"embeddings": "moments", "schedule": "linear", "floor": 0.0, "clip": 1.0}
 
+REFERENCES = {"reference 1e-3": 1e-3, "reference 3e-3": 3e-3, "reference 6e-3": 6e-3}
+
+
+def reference_at(rate: float) -> Callable[[PretrainConfig, Path], float]:
+    """The reference at a peak learning rate."""
+    return lambda config, _: reference(replace(config, learning_rate=rate))
+
+
 ARMS: dict[str, Callable[[PretrainConfig, Path], float]] = {
-    "reference 1e-3": lambda config, _: reference(config),
-    "reference 3e-3": lambda config, _: reference(replace(config, learning_rate=3e-3)),
+    **{name: reference_at(rate) for name, rate in REFERENCES.items()},
     "fp32 masters 1e-3": stage(),
     "fp32 masters 3e-3": stage(learning_rate=3e-3),
     "… moment-matched embeddings": stage(learning_rate=3e-3, embeddings="moments"),
@@ -140,7 +148,7 @@ def measure(work: Path, seeds: tuple[int, ...]) -> dict[str, dict[str, list[floa
 
 def share_needed(losses: dict[str, list[float]], seed: int) -> float:
     """The share of the reference's tokens at which ours reaches its loss, between shares on a log scale."""
-    wanted = min(losses["reference 1e-3"][seed], losses["reference 3e-3"][seed])
+    wanted = min(losses[name][seed] for name in REFERENCES)
     points = [(share, losses[f"ours, {share:.2f} of the tokens"][seed]) for share in SHARES]
     points.append((1.0, losses["ours"][seed]))
     if points[0][1] <= wanted:
