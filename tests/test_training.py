@@ -16,10 +16,10 @@ import reference_model
 import toy_language
 import toy_training
 from slam.budget import TrainingConfig, learning_rate_share
-from slam.errors import ConfigError, InputError
+from slam.errors import ConfigError, InputError, MismatchError
 from slam.packing import use_packed
 from slam.pretrain import next_token_task, pretrain
-from slam.run import read_run
+from slam.run import read_json_lines, read_run
 from slam.shards import Batches, open_shards, write_split
 from slam.training.engine import ready
 from slam.training.optimizers import make_optimizers, update
@@ -653,3 +653,28 @@ def test_ctrl_c_on_the_command_line_leaves_a_checkpoint_and_status_130(settings_
     assert "Traceback" not in said
     assert any((out / "checkpoints").glob("0*"))
     assert not (out / "run.json").exists()
+
+
+def test_a_speech_lm_of_the_same_units_is_trained_on_and_not_started_anew(shards, tmp_path):
+    first = tmp_path / "first"
+    learnt = pretrain(toy_training.config_of(shards, budget="60 steps", learning_rate=1e-2), first).results
+    pretrain(
+        toy_training.config_of(shards, base=first, budget="10 steps", learning_rate=1e-6), tmp_path / "second"
+    )
+    begin = read_json_lines(tmp_path / "second" / "metrics.jsonl")[0]
+    assert begin["validation_loss"] == pytest.approx(learnt["final_validation_loss"], abs=1e-5)
+
+
+def test_a_speech_lm_of_other_units_is_no_base(shards, tmp_path):
+    pretrain(toy_training.config_of(shards), tmp_path / "first")
+    about = tmp_path / "first" / "slam.json"
+    written = json.loads(about.read_text())
+    about.write_text(json.dumps(written | {"tokenizer_fingerprint": "f" * 16}))
+    with pytest.raises(MismatchError, match="encode with the base's tokenizer"):
+        pretrain(toy_training.config_of(shards, base=tmp_path / "first"), tmp_path / "second")
+    # from its architecture alone, or from a text LM, there is nothing to mix up
+    pretrain(
+        toy_training.config_of(shards, base=tmp_path / "first", initialization="random"), tmp_path / "random"
+    )
+    about.write_text(json.dumps(written | {"tokenizer_fingerprint": "f" * 16, "tokenizer": "text-words"}))
+    pretrain(toy_training.config_of(shards, base=tmp_path / "first"), tmp_path / "twist")

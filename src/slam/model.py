@@ -107,7 +107,7 @@ def new_lm(
     *,
     base: str | None,
     initialization: Initialization,
-    embeddings: Embeddings = "moments",
+    embeddings: Embeddings | None = "moments",
     architecture: Architecture,
     context: int,
     rope_theta: float | None,
@@ -120,7 +120,8 @@ def new_lm(
         base: a text LM (folder or hub name), or None for a small Qwen2 of `architecture`.
         initialization: `twist` keeps the base's body; `random` takes only its architecture.
         embeddings: with `twist`, how the vocabulary's embeddings start: `moments`, drawn with the mean and
-            spread of the text's; `rows`, the text's first rows as they are (what the reference code does).
+            spread of the text's; `rows`, the text's first rows as they are (what the reference code does);
+            None, the base's own, for it speaks this vocabulary already.
         architecture: sizes for `base=None`.
         context: the longest document in tokens.
         rope_theta: base of the rotary frequencies; None keeps the base's own.
@@ -146,7 +147,8 @@ def new_lm(
         )
     if base is not None and initialization == "twist":
         lm = _pretrained(base, config)
-        _swap_embeddings(lm, vocabulary.size, embeddings)
+        if embeddings is not None:
+            _swap_embeddings(lm, vocabulary.size, embeddings)
     else:
         config.vocab_size = vocabulary.size
         config.pad_token_id = vocabulary.pad  # the base's own may lie outside the new vocabulary

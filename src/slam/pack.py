@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.run import Results, digest, read_json_lines, replacing, source, stage
-from slam.shards import describe, frame_documents, write_split
+from slam.shards import TEXT_TOKENIZER, describe, frame_documents, write_split
 from slam.units import UNITS_FILE, Ids, Vocabulary, read_units
 
 _TEXT_TOKENIZER_FILE = "tokenizer.json"
@@ -155,7 +155,7 @@ def _text_reader(config: PackConfig, out: Path) -> tuple[Reader, dict[str, Any]]
 
     about = {
         "vocabulary": vocabulary,
-        "tokenizer": f"text-{config.text_tokenizer}",
+        "tokenizer": TEXT_TOKENIZER + config.text_tokenizer,
         "fingerprint": digest(tokenizer.to_str()),
     }
     return read, about

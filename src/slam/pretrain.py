@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from slam import world
 from slam.architecture import Architecture
 from slam.budget import TrainingConfig
-from slam.errors import ConfigError, InputError
-from slam.run import Results, joint_stage, source
-from slam.shards import Batches, TokenShards, open_shards
+from slam.errors import ConfigError, InputError, MismatchError
+from slam.run import Results, joint_stage, read_json, source
+from slam.shards import TEXT_TOKENIZER, Batches, TokenShards, open_shards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +67,7 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
     Raises:
         InputError: shards or base cannot be read, or the loss is not finite.
         ConfigError: the base does not fit the settings.
+        MismatchError: the base is a speech LM of another tokenizer than the shards'.
     """
     from slam.model import SpeechLM, new_lm
     from slam.packing import use_packed
@@ -79,7 +80,7 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
         shards.vocabulary,
         base=str(config.base) if config.base is not None else config.hub_base,
         initialization=config.initialization,
-        embeddings=config.embeddings,
+        embeddings=_embeddings(config, shards),
         architecture=config.architecture,
         context=config.context,
         rope_theta=config.rope_theta,
@@ -97,6 +98,26 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
             shutil.copyfile(text_tokenizer, out / "tokenizer.json")
     discard_checkpoints(out)
     return results | {"epochs": round(results["tokens"] / len(shards.tokens), 2)}
+
+
+def _embeddings(config: PretrainConfig, shards: TokenShards) -> 'Literal["moments", "rows"] | None':
+    """How the vocabulary's embeddings start; None where the base speaks these very units already.
+
+    Raises:
+        MismatchError: the base speaks other units: a text LM is no error, for TWIST starts from one.
+    """
+    if config.base is None or config.initialization == "random" or not (config.base / "slam.json").is_file():
+        return config.embeddings
+    about = read_json(config.base / "slam.json")
+    if about["tokenizer_fingerprint"] == shards.tokenizer_fingerprint:
+        return None
+    if about["tokenizer"].startswith(TEXT_TOKENIZER):
+        return config.embeddings
+    raise MismatchError(
+        f"{config.base}: speaks units of {about['tokenizer']} {about['tokenizer_fingerprint']}, "
+        f"{config.shards} holds {shards.tokenizer} {shards.tokenizer_fingerprint}; "
+        "encode with the base's tokenizer"
+    )
 
 
 def next_token_task(

@@ -19,6 +19,7 @@ from slam.run import read_json, replacing, write_json
 from slam.units import Ids, Vocabulary
 
 SHARDS_FILE = "shards.json"
+TEXT_TOKENIZER = "text-"  # how the name of a tokenizer of text begins
 SPLITS = ("train", "validation")
 _LEAST_CONTEXT = 3
 
