@@ -649,3 +649,37 @@ def test_a_document_beyond_a_table_of_positions_is_refused_and_rotary_ones_go_on
         log_likelihoods(models("gpt2")[0], documents)
     sums, _ = log_likelihoods(models("llama")[0], documents)
     assert np.isfinite(sums).all()
+
+
+@pytest.mark.parametrize("family", list(SUPPORTED))
+@settings(max_examples=8, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=4), seed=st.integers(0, 2**16)
+)
+def test_two_continuations_need_their_prompt_but_once(models, family, pairs, seed):
+    """Log-likelihoods and gradients are those of whole documents, each with its prompt."""
+    generator = np.random.default_rng(seed)
+    lm, _ = models(family)
+    whole, once, shared = [], [], []
+    for prompt, better, worse in pairs:
+        start = generator.integers(VOCABULARY.size, size=prompt)
+        sides = [
+            np.append(start, generator.integers(VOCABULARY.size, size=n)).astype(np.uint16)
+            for n in (better, worse)
+        ]
+        whole += sides
+        once += [sides[0], sides[1][prompt - 1 :]]
+        shared += [0, prompt - 1]
+    skipped = [prompt - 1 for prompt, _, _ in pairs for _ in range(2)]
+    left = [prompt - 1 if side == 0 else 0 for prompt, _, _ in pairs for side in range(2)]
+    found = []
+    for row, out in ((packed(whole), skipped), (packed(once, shared=shared), left)):
+        lm.zero_grad()
+        sums = document_sums(token_log_likelihoods(lm, row), row.lengths, out)
+        (sums * torch.arange(1, len(sums) + 1)).sum().backward()
+        found.append((sums.detach(), [w.grad.clone() for w in lm.parameters() if w.grad is not None], row))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=1e-4)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+    assert found[0][2].num_tokens == found[1][2].num_tokens
+    assert found[1][2].tokens.numel() == found[0][2].tokens.numel() - sum(shared)

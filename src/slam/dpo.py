@@ -22,8 +22,10 @@ from slam.units import Ids, Vocabulary, read_units
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from slam.packing import Fill, Packed
+    from slam.training import Task
 
 
 LossName = Literal["dpo", "ipo", "simpo", "orpo"]
@@ -82,13 +84,26 @@ class Preferences:
     skipped: list[int]  # [B] targets that belong to the prompt, the same on both sides
 
     def costs(self) -> np.ndarray:
-        """Tokens in both documents of each pair, `[B]`."""
+        """Tokens in both documents of each pair, `[B]`, the prompt counted twice."""
         return np.array([len(c) + len(r) for c, r in zip(self.chosen, self.rejected, strict=True)])
 
     def continuation_tokens(self) -> np.ndarray:
         """Tokens that count on each side of each pair, `[2, B]`."""
         sides = (self.chosen, self.rejected)
         return np.array([[len(d) - 1 - s for d, s in zip(side, self.skipped, strict=True)] for side in sides])
+
+    def interleaved(self, *, prompts_once: bool) -> tuple[list[Ids], list[int], list[int]]:
+        """Each pair's chosen document, then its rejected one; their skipped targets, their shared tokens.
+
+        With `prompts_once` a rejected document begins at its prompt's last token: its own first follows.
+        """
+        documents, skipped, shared = [], [], []
+        for chosen, rejected, prompt in zip(self.chosen, self.rejected, self.skipped, strict=True):
+            begin = prompt if prompts_once else 0
+            documents += [chosen, rejected[begin:]]
+            skipped += [prompt, prompt - begin]
+            shared += [0, begin]
+        return documents, skipped, shared
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Preferences":
         """The pairs of these numbers."""
@@ -101,11 +116,11 @@ class Preferences:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What the loss needs of a row's pairs: every chosen document comes first, then every rejected one."""
+    """What the loss needs of a row's pairs."""
 
-    skipped: tuple[int, ...]  # [2 B] targets that belong to the prompts
-    reference: "Tensor"  # [2 B] the reference's log-likelihoods, nats
-    tokens: "Tensor"  # [2 B] of the continuations
+    skipped: tuple[int, ...]  # [2 B] targets that belong to the prompts, pair by pair as in the row
+    reference: "Tensor"  # [2 B] the reference's log-likelihoods in nats, all chosen sides first
+    tokens: "Tensor"  # [2 B] of the continuations, all chosen sides first
 
 
 def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) -> Preferences:
@@ -138,12 +153,9 @@ def dpo(config: DpoConfig, out: Path) -> Results:
         InputError: model or pairs cannot be read, or there are too few pairs to keep some apart.
         MismatchError: the pairs were encoded by another tokenizer than the model's.
     """
-    import torch
-
-    from slam.devices import best_device
     from slam.model import SpeechLM
-    from slam.packing import document_sums, log_likelihoods, packed, use_packed
-    from slam.training import Task, discard_checkpoints, gathered_weights, precision, train
+    from slam.packing import use_packed
+    from slam.training import discard_checkpoints, gathered_weights, train
 
     speech_lm, units = SpeechLM.load(config.model), read_units(config.pairs)
     speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.pairs)
@@ -151,6 +163,33 @@ def dpo(config: DpoConfig, out: Path) -> Results:
     lm = speech_lm.lm
     use_packed(lm)
     training, held_out = _divide(pairs, config)
+
+    task = preference_task(lm, training, held_out, config)
+    results = train(lm, config, task, out)
+    weights = gathered_weights(lm)
+    if world.rank() == 0:
+        speech_lm.save(out, weights)
+    discard_checkpoints(out)
+    return results | {
+        "num_pairs": len(training.chosen),
+        "num_held_out_pairs": len(held_out.chosen),
+        "epochs": round(results["steps"] * config.batch_pairs / len(training.chosen), 2),
+    }
+
+
+def preference_task(
+    lm: "PreTrainedModel", training: Preferences, held_out: Preferences, config: DpoConfig
+) -> "Task[Compared]":
+    """Learning to prefer chosen to rejected; the reference is `lm` as it is now, asked once.
+
+    A row holds each pair's prompt once: the rejected side goes on from the prompt that stands before the
+    chosen one. Only where rows must have one shape, for a compiled graph, both sides carry their prompt.
+    """
+    import torch
+
+    from slam.devices import best_device
+    from slam.packing import document_sums, log_likelihoods, packed
+    from slam.training import Task, precision
 
     def likelihoods(of: Preferences, poll: Callable[[], None] | None = None) -> np.ndarray:
         """`[2, B]` nats: chosen, rejected."""
@@ -163,23 +202,25 @@ def dpo(config: DpoConfig, out: Path) -> Results:
         )
         return sums.reshape(2, -1)
 
-    needs_reference = config.loss not in REFERENCE_FREE
-    nothing = np.zeros((2, len(training.chosen)))
     with precision(config):  # as the policy's will be
-        reference = likelihoods(training) if needs_reference else nothing
         held_out_reference = likelihoods(held_out)
+        reference = (
+            np.zeros((2, len(training.chosen))) if config.loss in REFERENCE_FREE else likelihoods(training)
+        )
     tokens = training.continuation_tokens()
 
     def row(numbers: "np.ndarray", fill: "Fill | None") -> "tuple[Packed, Compared]":
         some = training.take(numbers)
-        return packed(some.chosen + some.rejected, best_device(), fill), Compared(
-            skipped=tuple(some.skipped * 2),
+        documents, skipped, shared = some.interleaved(prompts_once=fill is None)
+        return packed(documents, best_device(), fill, shared), Compared(
+            skipped=tuple(skipped),
             reference=torch.tensor(reference[:, numbers].ravel(), dtype=torch.float32),
             tokens=torch.tensor(tokens[:, numbers].ravel(), dtype=torch.float32),
         )
 
     def loss(values: "Tensor", row: "Packed", compared: Compared) -> tuple["Tensor", dict[str, "Tensor"]]:
-        sums = document_sums(values, row.lengths, compared.skipped)
+        pairs = document_sums(values, row.lengths, compared.skipped).reshape(-1, 2)
+        sums = pairs.T.flatten()
         against, counts = compared.reference.to(sums.device), compared.tokens.to(sums.device)
         losses = pair_losses(sums, against, counts, config)
         chosen, rejected = sums.chunk(2)
@@ -199,15 +240,16 @@ def dpo(config: DpoConfig, out: Path) -> Results:
             for array in (now, held_out_reference, held_out.continuation_tokens())
         )
         losses = pair_losses(sums, against, counts, config)
+        ratios = (now - held_out_reference).mean(axis=1)
         return {
             "validation_loss": float(losses.mean()),
             "validation_preference_accuracy": float((now[0] > now[1]).mean()),
-            "validation_chosen_log_ratio": float((now - held_out_reference)[0].mean()),
-            "validation_rejected_log_ratio": float((now - held_out_reference)[1].mean()),
+            "validation_chosen_log_ratio": float(ratios[0]),
+            "validation_rejected_log_ratio": float(ratios[1]),
         }
 
     count = len(training.chosen)
-    task = Task(
+    return Task(
         order=Batches(np.ones(count, np.int64), config.batch_pairs, config.seed),
         costs=training.costs(),
         terms=np.ones(count, np.int64),
@@ -217,16 +259,6 @@ def dpo(config: DpoConfig, out: Path) -> Results:
         loss=loss,
         validate=validate,
     )
-    results = train(lm, config, task, out)
-    weights = gathered_weights(lm)
-    if world.rank() == 0:
-        speech_lm.save(out, weights)
-    discard_checkpoints(out)
-    return results | {
-        "num_pairs": count,
-        "num_held_out_pairs": len(held_out.chosen),
-        "epochs": round(results["steps"] * config.batch_pairs / count, 2),
-    }
 
 
 def pair_losses(sums: "Tensor", reference: "Tensor", tokens: "Tensor", config: DpoConfig) -> "Tensor":

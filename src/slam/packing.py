@@ -46,25 +46,33 @@ class Packed:
     lengths: tuple[int, ...]  # [D] tokens in each document; filler is in none
     starts: Tensor | None = None  # [D' + 1] int32, where documents start; what lies past the last is empty
     longest: int = 0  # tokens in a document, at most; with `starts`
+    shared: tuple[int, ...] = ()  # [D] first tokens of the document before that each goes on from
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all, without filler."""
-        return sum(self.lengths)
+        """Tokens in all, without filler; shared ones count in each document that has them."""
+        return sum(self.lengths) + sum(self.shared)
 
     @property
     def weight(self) -> int:
         """Tokens predicted: all but each document's first."""
-        return self.num_tokens - len(self.lengths)
+        return sum(self.lengths) - len(self.lengths)
 
 
-def packed(documents: Sequence[Ids], device: torch.device | str = "cpu", fill: Fill | None = None) -> Packed:
+def packed(
+    documents: Sequence[Ids],
+    device: torch.device | str = "cpu",
+    fill: Fill | None = None,
+    shared: Sequence[int] = (),
+) -> Packed:
     """Lay documents of tokens end to end.
 
     Args:
         documents: each `[N]`; there may be none, for a process that has nothing to add to a batch.
         device: where the row goes; from the CPU to an accelerator without waiting.
         fill: the shape to fill the row up to, with documents of token 0 that predict nothing.
+        shared: for each document, how many first tokens of the one before also begin it: its positions count
+            on from there and it attends to them, so that two continuations of a prompt need it but once.
 
     Raises:
         ValueError: the documents do not fit into `fill`.
@@ -86,7 +94,9 @@ def packed(documents: Sequence[Ids], device: torch.device | str = "cpu", fill: F
     targets = np.append(flat[1:], _IGNORED)
     targets[np.cumsum(lengths, dtype=np.int64) - 1] = _IGNORED
     targets[sum(lengths) :] = _IGNORED
-    positions = np.concatenate([np.arange(length) for length in (*lengths, *padding)])
+    firsts = (*(shared or (0,) * len(lengths)), *(0,) * len(padding))
+    sizes = (*lengths, *padding)
+    positions = np.concatenate([np.arange(f, f + n) for f, n in zip(firsts, sizes, strict=True)])
     return Packed(
         tokens=_sent(torch.from_numpy(flat)[None], device),
         positions=_sent(torch.from_numpy(positions)[None], device),
@@ -94,6 +104,7 @@ def packed(documents: Sequence[Ids], device: torch.device | str = "cpu", fill: F
         lengths=tuple(lengths),
         starts=_sent(starts, device) if starts is not None else None,
         longest=fill.longest if fill is not None else 0,
+        shared=tuple(shared),
     )
 
 
@@ -116,6 +127,7 @@ def packed_attention(
     document_lengths: Sequence[int] | None = None,
     document_starts: Tensor | None = None,
     longest_document: int | None = None,
+    shared_tokens: Sequence[int] = (),
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,  # what other backends want to know and what does not change the scores
@@ -136,6 +148,7 @@ def packed_attention(
         document_lengths: tokens in each document, M in all.
         document_starts: where documents start, `[D + 1]` int32, for the kernel of variable lengths.
         longest_document: tokens in the longest of them, with `document_starts`.
+        shared_tokens: for each document, first tokens of the one before that it attends to as well.
         sliding_window: tokens that a layer may look back over; harmless while no document is longer.
         softcap: a bound on the scores, which the fused kernels do not know.
 
@@ -161,6 +174,8 @@ def packed_attention(
     if document_starts is not None:
         parts = [part[0].transpose(0, 1) for part in (query, key, value)]
         return _varlen(parts, document_starts, longest, scaling)[None], None
+    if any(shared_tokens):
+        return _attend_branches((query, key, value), document_lengths or (), shared_tokens, scaling), None
     runs = _runs(document_lengths or (), query.shape[2])
     sizes = [length * times for length, times in runs]
     split = zip(*(torch.split(part, sizes, 2) for part in (query, key, value)), strict=True)
@@ -191,6 +206,31 @@ def _attend(parts: Sequence[Tensor], times: int, scaling: float | None, dropout:
     return found.transpose(1, 2).flatten(0, 1)[None]
 
 
+def _attend_branches(
+    parts: Sequence[Tensor], lengths: Sequence[int], shared: Sequence[int], scaling: float | None
+) -> Tensor:
+    """Causal attention of each document, some of which go on from first tokens of the one before."""
+    grouped = parts[0].shape[1] != parts[1].shape[1]
+    outputs, before = [], None
+    for query, key, value, prefix in zip(
+        *(torch.split(p, list(lengths), 2) for p in parts), shared, strict=True
+    ):
+        mask = None
+        keys, values = key, value
+        if prefix and before is not None:
+            keys, values = (
+                torch.cat([b[:, :, :prefix], own], 2) for b, own in zip(before, (key, value), strict=True)
+            )
+            size = query.shape[2]
+            mask = torch.ones(size, prefix + size, dtype=torch.bool, device=query.device).tril(prefix)
+        found = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
+        outputs.append(found.transpose(1, 2))
+        before = (key, value)
+    return torch.cat(outputs, dim=1)
+
+
 def _varlen(parts: Sequence[Tensor], starts: Tensor, longest: int, scaling: float | None) -> Tensor:
     """Torch's kernel of variable lengths, `[M, heads, width]`; its signature moved between 2.10 and 2.13."""
     query, key, value = parts
@@ -216,7 +256,7 @@ AttentionInterface.register(PACKED, packed_attention)
 
 def logits(lm: PreTrainedModel, batch: Packed) -> Tensor:
     """Next-token scores `[M, V]` of packed documents; lm must use the packed attention (`use_packed`)."""
-    about: dict[str, Any] = {"document_lengths": batch.lengths}
+    about: dict[str, Any] = {"document_lengths": batch.lengths, "shared_tokens": batch.shared}
     if batch.starts is not None:
         about = {"document_starts": batch.starts, "longest_document": batch.longest}
     output = lm(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **about)

@@ -56,6 +56,7 @@ class Scored(torch.nn.Module):
         starts: Tensor | None,
         longest: int,
         lengths: tuple[int, ...],
+        shared: tuple[int, ...] = (),
     ) -> Tensor:
         """See `Packed`; `[M]` fp32 nats."""
         row = Packed(
@@ -65,6 +66,7 @@ class Scored(torch.nn.Module):
             starts=starts,
             longest=longest,
             lengths=lengths,
+            shared=shared,
         )
         with products_in(bf16=self._bf16, device=self.lm.device):
             return token_log_likelihoods(self.lm, row)
@@ -115,7 +117,9 @@ class Engine(Generic[X]):
             with accumulating(self.module, self.lm, last=number == len(micro_batches) - 1):
                 # a compiled graph must not see lengths: each row would be another graph
                 seen = row.lengths if row.starts is None else ()
-                values = self.module(row.tokens, row.positions, row.targets, row.starts, row.longest, seen)
+                values = self.module(
+                    row.tokens, row.positions, row.targets, row.starts, row.longest, seen, row.shared
+                )
                 loss, figures = self.task.loss(values, row, about)
                 (loss * (world.size() / weight)).backward()  # type: ignore[no-untyped-call]
             for name, value in ({"loss": loss} | figures).items():
