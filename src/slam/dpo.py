@@ -188,19 +188,21 @@ def preference_task(
     import torch
 
     from slam.devices import best_device
-    from slam.packing import document_sums, log_likelihoods, packed
+    from slam.packing import by_length, check_length, document_sums, packed, token_log_likelihoods
     from slam.training import Task, precision
 
-    def likelihoods(of: Preferences, poll: Callable[[], None] | None = None) -> np.ndarray:
+    @torch.no_grad()
+    def likelihoods(of: Preferences, poll: Callable[[], None] = lambda: None) -> np.ndarray:
         """`[2, B]` nats: chosen, rejected."""
-        sums, _ = log_likelihoods(
-            lm,
-            of.chosen + of.rejected,
-            skipped=of.skipped * 2,
-            most_tokens=config.micro_batch_tokens,
-            poll=poll,
-        )
-        return sums.reshape(2, -1)
+        found = np.zeros((2, len(of.chosen)))
+        check_length(lm, max(map(len, of.chosen + of.rejected)))
+        for numbers in by_length(of.costs().tolist(), config.micro_batch_tokens):
+            poll()
+            documents, skipped, shared = of.take(numbers).interleaved(prompts_once=True)
+            batch = packed(documents, best_device(), shared=shared)
+            sums = document_sums(token_log_likelihoods(lm, batch), batch.lengths, skipped)
+            found[:, numbers] = sums.reshape(-1, 2).T.double().cpu().numpy()
+        return found
 
     with precision(config):  # as the policy's will be
         held_out_reference = likelihoods(held_out)
