@@ -89,7 +89,10 @@ class Theirs:
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106 - no password
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         self.tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, **{"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<s>"}
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",  # noqa: S106 - no password
+            bos_token="<s>",  # noqa: S106 - no password
+            eos_token="<s>",  # noqa: S106 - no password
         )
         self.rows = Dataset.from_list(
             [

@@ -196,12 +196,17 @@ def preference_task(
         """`[2, B]` nats: chosen, rejected."""
         found = np.zeros((2, len(of.chosen)))
         check_length(lm, max(map(len, of.chosen + of.rejected)))
-        for numbers in by_length(of.costs().tolist(), config.micro_batch_tokens):
-            poll()
-            documents, skipped, shared = of.take(numbers).interleaved(prompts_once=True)
-            batch = packed(documents, best_device(), shared=shared)
-            sums = document_sums(token_log_likelihoods(lm, batch), batch.lengths, skipped)
-            found[:, numbers] = sums.reshape(-1, 2).T.double().cpu().numpy()
+        training_mode = lm.training
+        lm.train(mode=False)
+        try:
+            for numbers in by_length(of.costs().tolist(), config.micro_batch_tokens):
+                poll()
+                documents, skipped, shared = of.take(numbers).interleaved(prompts_once=True)
+                batch = packed(documents, best_device(), shared=shared)
+                sums = document_sums(token_log_likelihoods(lm, batch), batch.lengths, skipped)
+                found[:, numbers] = sums.reshape(-1, 2).T.double().cpu().numpy()
+        finally:
+            lm.train(training_mode)
         return found
 
     with precision(config):  # as the policy's will be
