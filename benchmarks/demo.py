@@ -27,7 +27,7 @@ QUICK = (
     "text-lm.budget=20 steps",
     "random.budget=20 steps",
     "twist.budget=20 steps",
-    "twist-dpo.budget=2 steps",
+    "twist-dpo.budget=10 steps",
     "continuations.num_prompts=1",
 )
 # what the issue of the demo asks of the tuned model, in % (StoryCloze also: clear of 50, above the untuned)
