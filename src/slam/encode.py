@@ -21,11 +21,20 @@ from slam.errors import ConfigError, InputError
 from slam.pairs import PAIRS_FILE
 from slam.progress import bar
 from slam.run import Results, atomic_write, effort, read_json_lines, source, stage, write_json_lines
-from slam.tokenizers import ABOUT_FILE, BUILT_IN, SpeechTokenizer, load_tokenizer, tokenizer_class
+from slam.tokenizers import (
+    ABOUT_FILE,
+    BUILT_IN,
+    SpeechTokenizer,
+    check_settings,
+    load_tokenizer,
+    tokenizer_class,
+)
+from slam.tokenizers.speech_features import PINNED
 from slam.units import TOKENIZER_FOLDER, Units, finish_units, read_rows, shard_path, write_shard
 
 _MANIFEST_FILE = "manifest.jsonl"
 _FAILURES_FILE = "failures.jsonl"
+_NUM_UNITS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +47,18 @@ class EncodeConfig:
     """A folder of units whose tokenizer to use; without one a tokenizer is fitted on `audio`."""
     tokenizer: str = "logmel-kmeans"
     """Which tokenizer to fit: a built-in one, or package.module:Name."""
-    num_units: int = 100
-    """How many units to fit."""
+    model: Path | None = source()
+    """Folder of a pretrained speech model, for `hubert`; for a preset, where its model is."""
+    hub_model: str | None = None
+    """Or a model of the Hugging Face hub, its revision pinned: owner/name@commit."""
+    layer: int | None = None
+    """Whose hidden state becomes units, counted from 1."""
+    normalize: bool | None = None
+    """Whether each waveform is normalised; the model's own preprocessor_config.json if not given."""
+    kmeans: Path | None = source()
+    """File of centroids to use instead of fitting: safetensors, npy, or a pickled KMeans (never run)."""
+    num_units: int | None = None
+    """How many units to fit: 100 if not given; `kmeans` has its own number."""
     fit_seconds: float = 3600.0
     """Seconds of speech, drawn at random, to fit on."""
     seed: int = 0
@@ -52,12 +71,36 @@ class EncodeConfig:
     """Share of recordings that may fail before the stage does."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_units <= 65_000:  # noqa: PLR2004 - tokens are uint16
+        if not 2 <= self.units_to_fit <= 65_000:  # noqa: PLR2004 - tokens are uint16
             raise ConfigError(f"num_units = {self.num_units}: must lie between 2 and 65,000")
         if self.shard_size < 1 or self.num_workers < 1 or self.fit_seconds <= 0:
             raise ConfigError("shard_size, num_workers and fit_seconds must be more than 0")
         if not 0 <= self.max_failures <= 1:
             raise ConfigError(f"max_failures = {self.max_failures}: is a share, between 0 and 1")
+        given = ", ".join(self.model_settings)
+        if given and self.tokenizer_from is not None:
+            raise ConfigError(f"tokenizer_from brings its own {given}; leave out one or the other")
+        if self.model is not None and self.hub_model is not None:
+            raise ConfigError("give model (a folder) or hub_model (a name), not both")
+        if self.hub_model is not None and not PINNED.fullmatch(self.hub_model):
+            raise ConfigError(
+                f"hub_model = {self.hub_model!r}: write owner/name@commit, all 40 digits of the commit"
+            )
+        if self.kmeans is not None and self.num_units is not None:
+            raise ConfigError("kmeans has its own number of units; leave out num_units")
+        if self.tokenizer_from is None and ":" not in self.tokenizer:  # a stranger's is not imported yet
+            check_settings(self.tokenizer, self.model_settings)
+
+    @property
+    def units_to_fit(self) -> int:
+        """`num_units`, or its default."""
+        return _NUM_UNITS if self.num_units is None else self.num_units
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The settings that only some tokenizers have, those that were given."""
+        names = ("model", "hub_model", "layer", "normalize", "kmeans")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -160,9 +203,12 @@ def _tokenizer(config: EncodeConfig, recordings: Sequence[Recording], out: Path)
         if config.tokenizer_from is not None:
             tokenizer = load_tokenizer(config.tokenizer_from / TOKENIZER_FOLDER, named=named)
         else:
-            sample = _sample(recordings, config)
+            check_settings(config.tokenizer, config.model_settings)
             tokenizer = tokenizer_class(config.tokenizer).fit(
-                sample, num_units=config.num_units, seed=config.seed
+                _sample(recordings, config),
+                num_units=config.units_to_fit,
+                seed=config.seed,
+                **config.model_settings,
             )
         tokenizer.save(folder)
     return load_tokenizer(folder, named=named)
@@ -190,9 +236,9 @@ def _encode(recording: Recording, tokenizer: SpeechTokenizer) -> tuple[dict[str,
     """The recording's manifest row and its units, or a row with the reason and None."""
     try:
         audio = read_audio(recording.path, tokenizer.sample_rate)
+        units = tokenizer.encode([audio])[0]
     except InputError as error:
         return {"id": recording.id, "reason": str(error)}, None
-    units = tokenizer.encode([audio])[0]
     row = {"id": recording.id, "seconds": audio.seconds, "num_units": len(units)}
     return row, units
 

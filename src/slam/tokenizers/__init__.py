@@ -1,16 +1,23 @@
 """Speech tokenizers: audio → units. One file each; all keep the contract below (`tests/conformance.py`)."""
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 from slam import parts
 from slam.audio import Audio
-from slam.errors import InputError, MismatchError
+from slam.errors import ConfigError, InputError, MismatchError
 from slam.run import read_json
 from slam.units import Units
 
-BUILT_IN = {"logmel-kmeans": "slam.tokenizers.logmel_kmeans:LogMelKMeans"}
+BUILT_IN = {
+    "logmel-kmeans": "slam.tokenizers.logmel_kmeans:LogMelKMeans",
+    "hubert": "slam.tokenizers.hubert:Hubert",
+    # presets: made with settings of their own, saved and read as `hubert`
+    "mhubert-25hz": "slam.tokenizers.hubert:MHUBERT_25HZ",
+    "hubert-base-l9": "slam.tokenizers.hubert:HUBERT_BASE_L9",
+}
 ABOUT_FILE = "tokenizer.json"
 
 
@@ -26,7 +33,11 @@ class SpeechTokenizer(Protocol):
 
     @classmethod
     def fit(cls, audios: Iterable[Audio], *, num_units: int, seed: int) -> Self:
-        """Learn units from recordings at any rate."""
+        """Learn units from recordings at any rate.
+
+        A tokenizer may ask for more, by keywords that `slam encode` has settings for: `model` and `kmeans`
+        (paths), `hub_model` (`owner/name@commit`), `layer`, `normalize`. They are passed where given.
+        """
         ...
 
     @classmethod
@@ -44,9 +55,25 @@ class SpeechTokenizer(Protocol):
 
 
 def tokenizer_class(name: str) -> type[SpeechTokenizer]:
-    """The class of a tokenizer named by the user."""
+    """The class of a tokenizer named by the user, or a preset, which has a class's `fit` and `load`."""
     found: type[SpeechTokenizer] = parts.resolve("tokenizer", name, BUILT_IN)
     return found
+
+
+def check_settings(name: str, given: Collection[str]) -> None:
+    """Hold the settings given for a tokenizer against what its `fit` takes.
+
+    Raises:
+        ConfigError: one of them is not taken, or one that it must have was not given.
+    """
+    known = inspect.signature(tokenizer_class(name).fit).parameters.values()
+    taken = {parameter.name for parameter in known} - {"num_units", "seed"}
+    strange = sorted(set(given) - taken)
+    if strange and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        raise ConfigError(f"tokenizer {name!r} takes no {', '.join(strange)}; leave it out")
+    needed = {p.name for p in known if p.kind is p.KEYWORD_ONLY and p.default is p.empty} & taken
+    if lacking := sorted(needed - set(given)):
+        raise ConfigError(f"tokenizer {name!r} needs {', '.join(lacking)}")
 
 
 def load_tokenizer(folder: Path, *, named: str | None = None) -> SpeechTokenizer:
