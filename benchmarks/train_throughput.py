@@ -15,6 +15,7 @@ gradients of its direction (cosine > 0.999).
 
 import copy
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -42,7 +43,8 @@ from slam.training.signals import Stop
 from slam.units import Vocabulary
 
 CUDA = best_device().type == "cuda"
-DOCUMENTS = 8 if CUDA else 16  # a micro-batch of (b) and (c); ours has as many tokens as fit
+DOCUMENTS = 8 if CUDA else int(os.environ.get("DOCUMENTS", "16"))
+"""In a micro-batch of (b) and (c); ours has as many tokens as fit. The more, the more padding (b) carries."""
 ACCUMULATION = 16 if CUDA else 1
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # relative
 COSINE = 0.999
@@ -103,7 +105,7 @@ class Ours:
         batch_tokens = round(DOCUMENTS * ACCUMULATION * float(data.lengths.mean()))
         config = PretrainConfig(
             shards=folder, budget="1000000 steps", context=1024, batch_tokens=batch_tokens,
-            micro_batch_tokens=min(batch_tokens, 16_384), on_spike="skip",
+            micro_batch_tokens=min(batch_tokens, 16_384), on_spike="skip", optimizer="adamw",
         )  # fmt: skip
         self.training = Training(
             self.lm, config, next_token_task(self.lm, data, data, config), folder, Stop()
@@ -297,6 +299,7 @@ def main() -> None:
         "num_parameters": sum(weight.numel() for weight in lm.parameters()),
         "flop_per_token": flops_per_token,
         "documents": len(data),
+        "documents_in_a_batch": DOCUMENTS,
         "mean_document_tokens": float(data.lengths.mean()),
     }
     if peak is not None:

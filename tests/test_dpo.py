@@ -13,13 +13,14 @@ from trl import DPOConfig, DPOTrainer
 import reference_model
 import toy_language
 from slam.budget import learning_rate_share
-from slam.dpo import DpoConfig, dpo, format_pairs, pair_losses
+from slam.dpo import DpoConfig, dpo, format_pairs, pair_losses, preference_task
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.model import SpeechLM
 from slam.packing import document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
 from slam.pairs import Pair, read_pairs
 from slam.pretrain import PretrainConfig, pretrain
 from slam.run import read_json_lines, read_run
+from slam.training.engine import ready
 from slam.units import Units, Vocabulary, read_units
 
 BETA = 0.3
@@ -330,3 +331,26 @@ def test_settings_that_cannot_be_meant_are_refused(folders, wrong):
 def test_the_papers_schedule_falls_with_the_root_of_the_share_spent():
     rates = [learning_rate_share("inverse-sqrt", share, warmup=0.1, floor=0.0) for share in (0.1, 0.4, 0.9)]
     assert rates == pytest.approx([1.0, 0.5, 1 / 3])
+
+
+def test_a_row_of_one_shape_hands_its_graph_nothing_but_tensors_that_differs(folders):
+    """Else every row would be compiled anew; and a budget of tokens means the same in either kind of row."""
+    pairs = format_pairs(read_pairs(read_units(folders / "pairs")), VOCABULARY, 32)
+    lm = SpeechLM.load(folders / "lm").lm
+    use_packed(lm)
+    config = config_of(folders, micro_batch_tokens=512)
+    task = preference_task(lm, pairs, pairs.take([0]), config)
+    engine = ready(lm, config, task)
+    seen, tokens = set(), []
+
+    def module(row, _positions, _targets, _starts, *others):
+        seen.add(others)
+        return torch.zeros(row.shape[1], requires_grad=True)
+
+    for fill in (task.fill(512), None):
+        one = replace(engine, fill=fill, module=module)
+        batches = (np.arange(6), np.arange(6, 14))
+        tokens += [float(one.gradients(one.micro_batches(i), len(i))["num_tokens"]) for i in batches]
+        if fill is not None:
+            assert seen == {(fill.longest, (), ())}
+    assert tokens[:2] == tokens[2:]

@@ -109,24 +109,24 @@ class Engine(Generic[X]):
         """
         totals: dict[str, Tensor] = {}
         lengths: list[int] = []
+        num_tokens = 0
         for number, some in enumerate(micro_batches):
             if stop is not None:
                 stop.poll()
             row, about = self.task.row(some, self.fill)
             lengths += row.lengths
+            num_tokens += row.num_tokens
             with accumulating(self.module, self.lm, last=number == len(micro_batches) - 1):
-                # a compiled graph must not see lengths: each row would be another graph
-                seen = row.lengths if row.starts is None else ()
-                values = self.module(
-                    row.tokens, row.positions, row.targets, row.starts, row.longest, seen, row.shared
-                )
+                # a compiled graph must not see what differs from row to row, but for tensors
+                seen = (row.lengths, row.shared) if row.starts is None else ((), ())
+                values = self.module(row.tokens, row.positions, row.targets, row.starts, row.longest, *seen)
                 loss, figures = self.task.loss(values, row, about)
                 (loss * (world.size() / weight)).backward()  # type: ignore[no-untyped-call]
             for name, value in ({"loss": loss} | figures).items():
                 totals[name] = totals.get(name, torch.zeros((), device=loss.device)) + value.detach() / weight
         return totals | {
             "model_flops": torch.tensor(training_flops(self.lm, lengths)),
-            "num_tokens": torch.tensor(sum(lengths)),
+            "num_tokens": torch.tensor(num_tokens),
         }
 
 
