@@ -91,6 +91,7 @@ def test_whole_recipes_load(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     for folder in ("my-recordings", "librilight", "librispeech", "stinystories", "spokenswag", "benchmarks"):
         (tmp_path / folder).mkdir()
     (tmp_path / "my-text.txt").write_text("A line.\n")
+    (tmp_path / "mhubert_base_25hz_cp_mls_cv_sp_fisher_L11_km500.bin").touch()
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     recipes = [
         block for block in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if "folder =" in block

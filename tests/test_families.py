@@ -239,6 +239,7 @@ def test_a_base_is_trained_into_a_checkpoint_whose_loss_is_the_one_reported(
         micro_batch_tokens=80,
         context=32,
         learning_rate=3e-3,
+        muon_learning_rate=1e-2,
         validations=2,
     )
     results = pretrain(config, out).results
