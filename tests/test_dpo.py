@@ -354,3 +354,15 @@ def test_a_row_of_one_shape_hands_its_graph_nothing_but_tensors_that_differs(fol
         if fill is not None:
             assert seen == {(fill.longest, (), ())}
     assert tokens[:2] == tokens[2:]
+
+
+def test_a_process_without_pairs_adds_gradients_of_zero(folders):
+    """A last batch may hold fewer pairs than there are processes."""
+    pairs = format_pairs(read_pairs(read_units(folders / "pairs")), VOCABULARY, 32)
+    lm = SpeechLM.load(folders / "lm").lm
+    use_packed(lm)
+    config = config_of(folders)
+    engine = ready(lm, config, preference_task(lm, pairs, pairs.take([0]), config))
+    found = engine.gradients([np.zeros(0, np.int64)], 1)
+    assert {name: float(value) for name, value in found.items()} == dict.fromkeys(found, 0.0)
+    assert all(not weight.grad.any() for weight in lm.parameters())

@@ -328,10 +328,12 @@ def token_log_likelihoods(lm: PreTrainedModel, batch: Packed) -> Tensor:
 def document_sums(values: Tensor, lengths: Sequence[int], skipped: Sequence[int] | None = None) -> Tensor:
     """Sum `values` `[M]` over each document, `[D]`, from its target `skipped` on."""
     values = values[: sum(lengths)]  # filler belongs to none
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(values.device)
+    sizes = torch.tensor(lengths, dtype=torch.long)  # of a row without documents, too
+    owner = torch.repeat_interleave(sizes)
     if skipped is not None:
-        offset = torch.cat([torch.arange(length) for length in lengths]).to(values.device)
-        values = values * (offset >= torch.tensor(skipped, device=values.device)[owner])
+        first = sizes.cumsum(0) - sizes + torch.tensor(skipped, dtype=torch.long)  # that counts
+        values = values * (torch.arange(len(owner)) >= first[owner]).to(values.device)
+    owner = owner.to(values.device)
     return torch.zeros(len(lengths), device=values.device, dtype=values.dtype).index_add(0, owner, values)
 
 

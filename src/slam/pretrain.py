@@ -106,9 +106,11 @@ def _embeddings(config: PretrainConfig, shards: TokenShards) -> 'Literal["moment
     Raises:
         MismatchError: the base speaks other units: a text LM is no error, for TWIST starts from one.
     """
-    if config.base is None or config.initialization == "random" or not (config.base / "slam.json").is_file():
+    from slam.model import ABOUT_FILE
+
+    if config.base is None or config.initialization == "random" or not (config.base / ABOUT_FILE).is_file():
         return config.embeddings
-    about = read_json(config.base / "slam.json")
+    about = read_json(config.base / ABOUT_FILE)
     if about["tokenizer_fingerprint"] == shards.tokenizer_fingerprint:
         return None
     if about["tokenizer"].startswith(TEXT_TOKENIZER):

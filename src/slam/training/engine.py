@@ -174,7 +174,7 @@ def one_kernel_works(scored: Scored) -> bool:
             alone, together = (
                 scored(r.tokens, r.positions, r.targets, r.starts, r.longest, r.lengths) for r in rows
             )
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
     else:
         worst = float((together[: len(alone)] - alone).abs().mean())

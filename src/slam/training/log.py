@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from slam import world
 from slam.errors import InputError, MissingExtraError
-from slam.run import atomic_write, read_json_lines
+from slam.run import STARTED_FILE, atomic_write, read_json, read_json_lines
 from slam.training.checkpoints import State
 
 METRICS_FILE = "metrics.jsonl"
@@ -142,5 +142,5 @@ def _wandb(out: Path, project: str | None) -> list[tuple[Write, Callable[[], Non
 
 def _identity(out: Path) -> str:
     """The fingerprint of the run under way: what makes a resumed run the same one."""
-    started = out / "started.json"
-    return str(json.loads(started.read_text())["fingerprint"])[:8] if started.is_file() else "run"
+    started = out / STARTED_FILE
+    return str(read_json(started)["fingerprint"])[:8] if started.is_file() else "run"

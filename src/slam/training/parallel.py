@@ -23,7 +23,7 @@ def join(device: torch.device) -> None:
 
 def divided(lm: PreTrainedModel) -> bool:
     """Whether the weights are divided among the processes (FSDP2)."""
-    return world.size() > 1 and any(hasattr(weight, "full_tensor") for weight in lm.parameters())
+    return hasattr(lm, "set_requires_gradient_sync")  # what FSDP2 gives a module
 
 
 def gathered_weights(lm: PreTrainedModel) -> dict[str, Tensor] | None:
