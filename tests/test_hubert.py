@@ -144,8 +144,10 @@ def test_the_number_of_threads_changes_no_bit(family: str, models: dict[str, Pat
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             found.append(features(audio))
-            with ThreadPoolExecutor(3) as workers:
-                found += workers.map(features, [audio] * 6)
+            for _ in range(4):  # new workers, which have not met torch yet, begin while others compute
+                with ThreadPoolExecutor(3) as workers:
+                    found += workers.map(features, [audio] * 6)
+                    assert set(workers.map(lambda _: torch.get_num_threads(), range(6))) == {threads}
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -36,45 +36,42 @@ _SHAPING = (
     *("conv_pos_batch_norm", "do_stable_layer_norm", "feat_proj_layer_norm", "layer_norm_eps"),
     *("adapter_attn_dim", "num_buckets", "max_bucket_distance"),
 )
-_MKL_THREADS = re.compile(r"mkl_get_max_threads\(\) : (\d+)")
 _UNUSED = re.compile(r"masked_spec_embed$|^adapter\.")  # weights that no hidden state depends on
 
 
 class _OneThread:
-    """Lets torch compute on one thread wherever this is held, in as many threads as hold it."""
+    """Lets torch compute on one thread wherever this is held, in as many threads as hold it.
+
+    The numbers of OpenMP and of MKL are a thread's own (torch 2.10 to 2.13), so each holder sets them for
+    itself. `torch.set_num_threads` also says what threads that have not met torch yet begin with.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._num_holders = 0
-        self._before = 1  # of MKL's threads
-        self._controller: Any = None
+        self._of_new_threads = 1  # their number before the first holder came
+        self._own = threading.local()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """One thread here, and the number that was before when the last holder leaves."""
+        """One thread here until the end, and then as many as before."""
         import torch
-        from threadpoolctl import ThreadpoolController
 
         with self._lock:
-            self._controller = self._controller or ThreadpoolController()
-        torch.get_num_threads()  # makes this thread take up torch's number now, not after the limit
-        with self._controller.limit(limits=1, user_api="openmp"):
-            # OpenMP's number is a thread's own. MKL follows it, unless torch.set_num_threads gave MKL one,
-            # which then holds for all threads
+            before = torch.get_num_threads()
+            if not self._num_holders:
+                self._of_new_threads = before
+            elif before == 1 and not hasattr(self._own, "met"):
+                before = self._of_new_threads  # this 1 is another holder's
+            self._own.met = True
+            torch.set_num_threads(1)
+            self._num_holders += 1
+        try:
+            yield
+        finally:
             with self._lock:
-                if not self._num_holders:
-                    said = _MKL_THREADS.search(torch.__config__.parallel_info())
-                    self._before = int(said[1]) if said else 1
-                    if self._before > 1:
-                        torch.set_num_threads(1)
-                self._num_holders += 1
-            try:
-                yield
-            finally:
-                with self._lock:
-                    self._num_holders -= 1
-                    if not self._num_holders and self._before > 1:
-                        torch.set_num_threads(self._before)
+                self._num_holders -= 1
+                torch.set_num_threads(before)
 
 
 _ONE_THREAD = _OneThread()
