@@ -9,9 +9,9 @@ import pytest
 
 from reference import files_of, pcm
 from slam.audio import read_audio
-from slam.encode import find_recordings
 from slam.errors import ConfigError, InputError, MissingExtraError
 from slam.pairs import PAIRS_FILE, read_pair_rows
+from slam.recordings import find_recordings
 from slam.run import RUN_FILE, STARTED_FILE, read_json, read_json_lines
 from slam.stories import write_pairs, write_texts
 from slam.synthesize import SynthesizeConfig, synthesize

@@ -6,8 +6,7 @@ the stage. Shards are written whole, so an interrupted run goes on at the first 
 """
 
 import os
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,53 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from slam.audio import Audio, find_audio, read_audio
+from slam.audio import read_audio
 from slam.errors import ConfigError, InputError
+from slam.fitting import FitConfig, fitted_tokenizer
 from slam.pairs import PAIRS_FILE
 from slam.progress import bar
+from slam.recordings import Recording, find_recordings
 from slam.run import Results, atomic_write, effort, read_json_lines, source, stage, write_json_lines
-from slam.tokenizers import (
-    ABOUT_FILE,
-    BUILT_IN,
-    SpeechTokenizer,
-    check_settings,
-    load_tokenizer,
-    tokenizer_class,
-)
-from slam.tokenizers.speech_features import PINNED
+from slam.tokenizers import ABOUT_FILE, SpeechTokenizer, load_tokenizer
 from slam.units import TOKENIZER_FOLDER, Units, finish_units, read_rows, shard_path, write_shard
 
-_MANIFEST_FILE = "manifest.jsonl"
 _FAILURES_FILE = "failures.jsonl"
-_NUM_UNITS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
+class EncodeConfig(FitConfig):
     """Settings of `slam encode`."""
 
-    audio: Path = source(required=True)
-    """Folder of recordings, searched through, or a folder that `slam synthesize` wrote."""
     tokenizer_from: Path | None = source()
     """A folder of units whose tokenizer to use; without one a tokenizer is fitted on `audio`."""
-    tokenizer: str = "logmel-kmeans"
-    """Which tokenizer to fit: a built-in one, or package.module:Name."""
-    model: Path | None = source()
-    """Folder of a pretrained speech model, for `hubert`; for a preset, where its model is."""
-    hub_model: str | None = None
-    """Or a model of the Hugging Face hub, its revision pinned: owner/name@commit."""
-    layer: int | None = None
-    """Whose hidden state becomes units, counted from 1."""
-    normalize: bool | None = None
-    """Whether each waveform is normalised; the model's own preprocessor_config.json if not given."""
-    kmeans: Path | None = source()
-    """File of centroids to use instead of fitting: safetensors, npy, or a pickled KMeans (never run)."""
-    num_units: int | None = None
-    """How many units to fit: 100 if not given; `kmeans` has its own number."""
-    fit_seconds: float = 3600.0
-    """Seconds of speech, drawn at random, to fit on."""
-    seed: int = 0
-    """Decides the fitting sample and the first centroids."""
     shard_size: int = 1000
     """Recordings in a unit of work."""
     num_workers: int = effort(lambda: os.cpu_count() or 1)
@@ -71,44 +42,15 @@ class EncodeConfig:
     """Share of recordings that may fail before the stage does."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.units_to_fit <= 65_000:  # noqa: PLR2004 - tokens are uint16
-            raise ConfigError(f"num_units = {self.num_units}: must lie between 2 and 65,000")
-        if self.shard_size < 1 or self.num_workers < 1 or self.fit_seconds <= 0:
-            raise ConfigError("shard_size, num_workers and fit_seconds must be more than 0")
+        super().__post_init__()
+        if self.shard_size < 1 or self.num_workers < 1:
+            raise ConfigError("shard_size and num_workers must be more than 0")
         if not 0 <= self.max_failures <= 1:
             raise ConfigError(f"max_failures = {self.max_failures}: is a share, between 0 and 1")
-        given = ", ".join(self.model_settings)
-        if given and self.tokenizer_from is not None:
+        if self.tokenizer_from is None:
+            self.check_settings()
+        elif given := ", ".join(self.model_settings):
             raise ConfigError(f"tokenizer_from brings its own {given}; leave out one or the other")
-        if self.model is not None and self.hub_model is not None:
-            raise ConfigError("give model (a folder) or hub_model (a name), not both")
-        if self.hub_model is not None and not PINNED.fullmatch(self.hub_model):
-            raise ConfigError(
-                f"hub_model = {self.hub_model!r}: write owner/name@commit, all 40 digits of the commit"
-            )
-        if self.kmeans is not None and self.num_units is not None:
-            raise ConfigError("kmeans has its own number of units; leave out num_units")
-        if self.tokenizer_from is None and ":" not in self.tokenizer:  # a stranger's is not imported yet
-            check_settings(self.tokenizer, self.model_settings)
-
-    @property
-    def units_to_fit(self) -> int:
-        """`num_units`, or its default."""
-        return _NUM_UNITS if self.num_units is None else self.num_units
-
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """The settings that only some tokenizers have, those that were given."""
-        names = ("model", "hub_model", "layer", "normalize", "kmeans")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A sound file to encode."""
-
-    id: str
-    path: Path
 
 
 @stage
@@ -161,75 +103,12 @@ def encode(config: EncodeConfig, out: Path) -> Results:
     return _results(out, len(shards), tokenizer, failures)
 
 
-def find_recordings(folder: Path) -> list[Recording]:
-    """The rows of a manifest if there is one, else every sound file under `folder`, sorted.
-
-    Raises:
-        InputError: the folder is missing or holds none, or its manifest is none of recordings.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of recordings")
-    manifest = folder / _MANIFEST_FILE
-    if manifest.is_file():
-        rows = read_json_lines(manifest)
-        recordings = list(_listed(manifest, rows))
-    else:
-        recordings = [Recording(str(path.relative_to(folder)), path) for path in find_audio(folder)]
-    if not recordings:
-        raise InputError(f"{folder}: holds no recordings (wav, flac, ogg, mp3 …)")
-    return recordings
-
-
-def _listed(manifest: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Recording]:
-    """The recordings that a manifest names, each once."""
-    seen = set()
-    for number, row in enumerate(rows, 1):
-        if "audio" not in row:
-            raise InputError(
-                f'{manifest}: row {number} has no "audio"; text without sound? synthesize without text_only'
-            )
-        name = row.get("id")
-        if not isinstance(name, str) or name in seen:
-            raise InputError(f"{manifest}: row {number}: the id {name!r} is missing or was given before")
-        seen.add(name)
-        yield Recording(name, manifest.parent / row["audio"])
-
-
 def _tokenizer(config: EncodeConfig, recordings: Sequence[Recording], out: Path) -> SpeechTokenizer:
-    """The tokenizer given, or the one fitted in an earlier sitting, or one fitted now; saved in `out`."""
+    """The tokenizer given, copied into `out`, or the one fitted there."""
     folder = out / TOKENIZER_FOLDER
-    named = None if config.tokenizer in BUILT_IN else config.tokenizer
-    if not (folder / ABOUT_FILE).is_file():
-        if config.tokenizer_from is not None:
-            tokenizer = load_tokenizer(config.tokenizer_from / TOKENIZER_FOLDER, named=named)
-        else:
-            check_settings(config.tokenizer, config.model_settings)
-            tokenizer = tokenizer_class(config.tokenizer).fit(
-                _sample(recordings, config),
-                num_units=config.units_to_fit,
-                seed=config.seed,
-                **config.model_settings,
-            )
-        tokenizer.save(folder)
-    return load_tokenizer(folder, named=named)
-
-
-def _sample(recordings: Sequence[Recording], config: EncodeConfig) -> Iterator[Audio]:
-    """Readable recordings in a random order until they last `fit_seconds`."""
-    order = list(recordings)
-    random.Random(config.seed).shuffle(order)  # noqa: S311 - reproducible, not secret
-    seconds = 0.0
-    with bar("fitting units", config.fit_seconds) as progress:
-        for recording in order:
-            try:
-                audio = read_audio(recording.path)
-            except InputError:
-                continue  # it will be named and counted when its turn to be encoded comes
-            yield audio
-            seconds += audio.seconds
-            progress.reach(seconds)
-            if seconds >= config.fit_seconds:
-                return
+    if config.tokenizer_from is not None and not (folder / ABOUT_FILE).is_file():
+        load_tokenizer(config.tokenizer_from / TOKENIZER_FOLDER, named=config.named).save(folder)
+    return fitted_tokenizer(config, recordings, folder)
 
 
 def _encode(recording: Recording, tokenizer: SpeechTokenizer) -> tuple[dict[str, Any], Units | None]:

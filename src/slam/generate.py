@@ -49,6 +49,8 @@ class GenerateConfig:
     """Divides the scores of units already said (Keskar et al., 2019); 1 is off."""
     vocoder: str = "griffin-lim"
     """Who speaks the units: a built-in vocoder, or package.module:Name."""
+    vocoder_from: Path | None = source()
+    """Folder of its weights, for one that has any."""
     tokenizer: str | None = None
     """The tokenizer's name, needed only for one that is not built in."""
     seed: int = 0
@@ -84,7 +86,7 @@ def generate(config: GenerateConfig, out: Path) -> Results:
     units = read_units(config.prompts)
     named = config.tokenizer if config.tokenizer not in BUILT_IN else None
     tokenizer = load_tokenizer(units.tokenizer_folder, named=named)
-    vocoder = load_vocoder(config.vocoder, tokenizer)
+    vocoder = load_vocoder(config.vocoder, tokenizer, config.vocoder_from)
     prompts = find_prompts(units, config)
     rows: list[dict[str, Any]] = []
     with bar("generating", len(prompts) * len(config.models)) as progress:

@@ -1,6 +1,7 @@
 """Vocoders: units → audio. One file each; all keep the contract below (`tests/conformance.py`)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 from slam import parts
@@ -19,8 +20,12 @@ class Vocoder(Protocol):
     sample_rate: int  # Hz of what it makes
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: SpeechTokenizer) -> Self:
-        """The vocoder of this tokenizer's units; `ConfigError` if it cannot speak them."""
+    def for_tokenizer(cls, tokenizer: SpeechTokenizer, *, folder: Path | None) -> Self:
+        """The vocoder of this tokenizer's units, from `folder` if it has weights of its own.
+
+        `ConfigError` if it cannot speak these units or misses its folder, `MismatchError` if the folder's
+        vocoder was made for other units, `InputError` if the folder is damaged.
+        """
         ...
 
     def decode(self, batch: Sequence[Units]) -> list[Audio]:
@@ -28,11 +33,13 @@ class Vocoder(Protocol):
         ...
 
 
-def load_vocoder(name: str, tokenizer: SpeechTokenizer) -> Vocoder:
-    """The vocoder called `name` for this tokenizer's units.
+def load_vocoder(name: str, tokenizer: SpeechTokenizer, folder: Path | None = None) -> Vocoder:
+    """The vocoder called `name` for this tokenizer's units, its weights read from `folder`.
 
     Raises:
-        ConfigError: there is none of that name, or it does not speak these units.
+        ConfigError: there is none of that name, it does not speak these units, or it needs a folder.
+        MismatchError: the folder's vocoder was made for other units.
+        InputError: the folder is missing or damaged.
     """
     found: type[Vocoder] = parts.resolve("vocoder", name, BUILT_IN)
-    return found.for_tokenizer(tokenizer)
+    return found.for_tokenizer(tokenizer, folder=folder)

@@ -6,6 +6,7 @@ what is heard is what the units kept.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -36,12 +37,14 @@ class GriffinLim:
     sample_rate = SAMPLE_RATE
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: SpeechTokenizer) -> Self:
+    def for_tokenizer(cls, tokenizer: SpeechTokenizer, *, folder: Path | None = None) -> Self:
         """Take the spectra from the tokenizer's centroids.
 
         Raises:
-            ConfigError: its units stand for something else.
+            ConfigError: its units stand for something else, or a folder of weights is given.
         """
+        if folder is not None:
+            raise ConfigError("griffin-lim has no weights; leave out vocoder_from")
         if not isinstance(tokenizer, LogMelKMeans):
             raise ConfigError(
                 f"griffin-lim cannot speak the units of {tokenizer.name!r}: they are no spectra"
