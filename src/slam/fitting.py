@@ -16,7 +16,7 @@ from slam.tokenizers import (
     load_tokenizer,
     tokenizer_class,
 )
-from slam.tokenizers.speech_features import PINNED
+from slam.tokenizers.speech_models import PINNED
 
 _NUM_UNITS = 100
 

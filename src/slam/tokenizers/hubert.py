@@ -8,12 +8,13 @@ are fitted.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
+import numpy as np
 
 from slam.audio import Audio
 from slam.errors import ConfigError, InputError, MismatchError
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 _KMEANS_FILE = "kmeans.safetensors"
+_BATCH_SECONDS = 320.0  # of speech that are computed together: 4 GB of the base model's activations in fp32
+# how far rounding moves a frame, as a share of its length: some ten times what was seen over all families
+_ROUNDING = 2e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,21 +159,62 @@ class Hubert:
         )
 
     def encode(self, batch: Sequence[Audio]) -> list[Units]:
-        """Each recording by itself; one too short for a frame has no units.
+        """The units of each recording: those that it has alone; one too short for a frame has none.
+
+        Recordings are computed together, padded, and none hears the padding. What is left of their company is
+        rounding; where that could decide between two centroids, the recording is computed again alone.
 
         Raises:
             InputError: a recording holds samples that are not finite.
         """
-        return [self._units(audio) for audio in batch]
+        units: dict[int, Units] = {}
+        for group in _groups([audio.seconds for audio in batch]):
+            found = self._together([batch[index] for index in group])
+            for index, one in zip(group, found, strict=True):
+                units[index] = self._alone(batch[index]) if one is None else one
+        return [units[index] for index in range(len(batch))]
 
-    def _units(self, audio: Audio) -> Units:
+    def at_precision(self, precision: str) -> "Hubert":
+        """The same tokenizer, its products and convolutions computed in "fp32" or "bf16".
+
+        In bf16 a few units differ from those in fp32, and company may change some
+        (`benchmarks/encode_throughput.py` counts them); the fingerprint stays.
+        """
+        return replace(self, features=replace(self.features, precision=precision))
+
+    def _alone(self, audio: Audio) -> Units:
         frames = self.features(audio)
-        centroids = self._placed
         with self.features.exact():
-            # |x - c|² = |x|² - 2 x·c + |c|², and |x|² is the same for every c
-            distances = centroids.square().sum(dim=1) - 2.0 * (frames @ centroids.T)
-            nearest = distances.argmin(dim=1).cpu().numpy()
+            nearest = self._distances(frames).argmin(dim=1).cpu().numpy()
         return deduplicate(nearest, self.frame_rate)
+
+    def _together(self, batch: Sequence[Audio]) -> list[Units | None]:
+        """The units of recordings computed together; None for those that rounding could have changed."""
+        import torch
+
+        if len(batch) == 1:
+            return [None]
+        recordings = self.features.together(batch)
+        frames = torch.cat(recordings)
+        with self.features.exact():
+            near, nearest = self._distances(frames).topk(2, dim=1, largest=False)
+            apart = (self._placed[nearest[:, 0]] - self._placed[nearest[:, 1]]).norm(dim=1)
+            doubtful = near[:, 1] - near[:, 0] <= _ROUNDING * frames.norm(dim=1) * apart
+            if self.features.precision != "fp32":
+                doubtful.zero_()  # there rounding is what was asked for
+            labels, doubts = nearest[:, 0].cpu().numpy(), doubtful.cpu().numpy()
+        ends = np.cumsum([len(recording) for recording in recordings])[:-1]
+        return [
+            None if doubt.any() else deduplicate(label, self.frame_rate)
+            for label, doubt in zip(np.split(labels, ends), np.split(doubts, ends), strict=True)
+        ]
+
+    def _distances(self, frames: "torch.Tensor") -> "torch.Tensor":
+        """Frames `[F, width]` → squared distances to the centroids `[F, K]`, less |x|².
+
+        |x - c|² = |x|² - 2 x·c + |c|², and |x|² is the same for every c.
+        """
+        return self._placed.square().sum(dim=1) - 2.0 * (frames @ self._placed.T)
 
     @cached_property
     def _placed(self) -> "torch.Tensor":
@@ -177,6 +222,18 @@ class Hubert:
         import torch
 
         return torch.from_numpy(self.centroids).to(self.features.model.device)
+
+
+def _groups(seconds: Sequence[float]) -> Iterator[list[int]]:
+    """Indices of recordings of like length, at most `_BATCH_SECONDS` a group, padding counted."""
+    group: list[int] = []
+    for index in sorted(range(len(seconds)), key=lambda index: seconds[index], reverse=True):
+        if group and (len(group) + 1) * seconds[group[0]] > _BATCH_SECONDS:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
 class _About(msgspec.Struct):

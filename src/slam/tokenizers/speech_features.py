@@ -6,11 +6,9 @@ behind the last one; this is `transformers`' `hidden_states[L]`. Only L blocks a
 their last output is kept.
 """
 
-import hashlib
-import json
-import re
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -21,22 +19,19 @@ import numpy as np
 
 from slam.audio import Audio
 from slam.errors import ConfigError, InputError
+from slam.tokenizers.padding import Padding
+from slam.tokenizers.speech_models import (
+    PINNED,
+    preprocessor_config,
+    speech_model,
+    speech_model_config,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     import torch
 
-FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
-PINNED = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 _SAMPLE_RATE = 16_000  # Hz, of all published models of these families
-# what a model computes from its weights; the rest of its config concerns training or other heads
-_SHAPING = (
-    *("model_type", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation"),
-    *("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_kernel_size"),
-    *("conv_pos_batch_norm", "do_stable_layer_norm", "feat_proj_layer_norm", "layer_norm_eps"),
-    *("adapter_attn_dim", "num_buckets", "max_bucket_distance"),
-)
-_UNUSED = re.compile(r"masked_spec_embed$|^adapter\.")  # weights that no hidden state depends on
 
 
 class _OneThread:
@@ -88,6 +83,8 @@ class SpeechFeatures:
     sample_rate: int  # Hz
     normalize: bool  # to zero mean and unit variance over the recording
     padding: tuple[int, int]  # zeros before and after the recording, in samples
+    padded: Padding  # of the model
+    precision: str = "fp32"  # or "bf16", in which only matrix products and convolutions are
     _lock = threading.RLock()
 
     @property
@@ -102,9 +99,10 @@ class SpeechFeatures:
 
     def num_frames(self, num_samples: int) -> int:
         """How many frames a recording of `num_samples` at `sample_rate` has; 0 if it is too short."""
-        if not num_samples:
-            return 0
-        length = num_samples + sum(self.padding)
+        return self._num_frames(num_samples + sum(self.padding)) if num_samples else 0
+
+    def _num_frames(self, length: int) -> int:
+        """The same, of samples that are padded already."""
         for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
             length = (length - kernel) // stride + 1
             if length < 1:
@@ -119,20 +117,65 @@ class SpeechFeatures:
         """
         import torch
 
-        samples = np.asarray(audio.resample(self.sample_rate).samples, dtype=np.float32)
-        device = self.model.device
-        if not self.num_frames(len(samples)):
-            return torch.empty((0, self.width), device=device)
-        if self.normalize:  # as Wav2Vec2FeatureExtractor does
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-                samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-        padded = torch.from_numpy(np.pad(samples, self.padding))[None].to(device)
+        samples = self._prepared(audio)
+        if samples is None:
+            return torch.empty((0, self.width), device=self.model.device)
         with self.exact():
-            output = self.model(padded, output_hidden_states=False, return_dict=True)
-            frames: torch.Tensor = output.last_hidden_state[0]
-        if not bool(frames.isfinite().all()):
-            raise InputError(f"{audio.seconds:.2f} s of sound: samples or features of it are not finite")
-        return frames
+            frames = self._run(torch.from_numpy(samples)[None].to(self.model.device))[0]
+        return _finite(frames, audio)
+
+    def together(self, batch: Sequence[Audio]) -> "list[torch.Tensor]":
+        """Recordings in one padded batch → the frames of each; equal to those alone up to rounding.
+
+        Raises:
+            InputError: the samples of one of them, or what the model makes of them, are not finite.
+        """
+        import torch
+
+        device = self.model.device
+        prepared = [self._prepared(audio) for audio in batch]
+        lengths = [len(samples) for samples in prepared if samples is not None]
+        if not lengths:
+            return [torch.empty((0, self.width), device=device) for _ in batch]
+        stacked = torch.zeros((len(lengths), max(lengths)))
+        for row, samples in zip(stacked, (found for found in prepared if found is not None), strict=True):
+            row[: len(samples)] = torch.from_numpy(samples)
+        counts = [self._num_frames(length) for length in lengths]
+        with self.exact():
+            if len(set(lengths)) == 1:
+                frames = self._run(stacked.to(device))
+            else:
+                ends = torch.tensor(lengths, device=device)
+                real = torch.arange(stacked.shape[1], device=device) < ends[:, None]
+                with self.padded.behind(ends, torch.tensor(counts, device=device)), warnings.catch_warnings():
+                    # transformers gives torch WavLM's masks in two types
+                    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+                    frames = self._run(stacked.to(device), attention_mask=real.long())
+        found = (each[:count] for each, count in zip(frames, counts, strict=True))
+        return [
+            torch.empty((0, self.width), device=device) if samples is None else _finite(next(found), audio)
+            for audio, samples in zip(batch, prepared, strict=True)
+        ]
+
+    def _prepared(self, audio: Audio) -> "np.ndarray[Any, np.dtype[np.float32]] | None":
+        """Samples `[T]` as the model wants them, or None where they are too few for a frame."""
+        samples = np.asarray(audio.resample(self.sample_rate).samples, dtype=np.float32)
+        if not self.num_frames(len(samples)):
+            return None
+        if self.normalize:  # as Wav2Vec2FeatureExtractor does
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+                samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        return np.pad(samples, self.padding)
+
+    def _run(self, samples: "torch.Tensor", **masks: "torch.Tensor") -> "torch.Tensor":
+        """Samples `[B, T]` → frames `[B, F, width]`, fp32."""
+        import torch
+
+        half = self.precision == "bf16"
+        with torch.autocast(samples.device.type, dtype=torch.bfloat16, enabled=half):
+            output = self.model(samples, output_hidden_states=False, return_dict=True, **masks)
+        frames: torch.Tensor = output.last_hidden_state
+        return frames.float()
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -180,10 +223,10 @@ def open_features(
         if not Path(place).is_dir():
             raise InputError(f"{place}: no such folder of a model")
     name, commit = (found["name"], found["commit"]) if found else (place, None)
-    config = _config(place, name, commit)
+    config = speech_model_config(place, name, commit)
     if not 1 <= layer <= config.num_hidden_layers:
         raise ConfigError(f"layer = {layer}: {place} has layers 1 to {config.num_hidden_layers}")
-    said = _preprocessor(name, commit)
+    said = preprocessor_config(name, commit)
     if normalize is None:
         normalize = said.get("do_normalize")
     if not isinstance(normalize, bool):
@@ -194,105 +237,20 @@ def open_features(
     if type(sample_rate) is not int or sample_rate < 1:
         raise InputError(f"{place}: its preprocessor_config.json gives a sampling_rate of {sample_rate!r}")
     config.num_hidden_layers = layer
-    model = _model(place, name, commit, config)
+    model = speech_model(place, name, commit, config)
     return SpeechFeatures(
         model=model.to(best_device()),
         place=place,
-        digest=_digest(model),
+        digest=weights_digest(model),
         layer=layer,
         sample_rate=sample_rate,
         normalize=normalize,
         padding=padding,
+        padded=Padding(model),
     )
 
 
-def _config(place: str, name: str, commit: str | None) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        hint = "; give it as a folder (model) where there is no network" if commit else ""
-        reason = _first_line(error)
-        raise InputError(f"{place}: no model that transformers can load ({reason}){hint}") from None
-    if config.model_type not in FAMILIES:
-        raise InputError(f"{place}: is a {config.model_type} model; known are {', '.join(FAMILIES)}")
-    return config
-
-
-def _preprocessor(name: str, commit: str | None) -> dict[str, Any]:
-    """What the model's feature extractor says, or nothing."""
-    from transformers import Wav2Vec2FeatureExtractor
-
-    try:
-        said, _ = Wav2Vec2FeatureExtractor.get_feature_extractor_dict(name, revision=commit)
-    except OSError:
-        return {}
-    return dict(said)
-
-
-def _model(place: str, name: str, commit: str | None, config: Any) -> Any:
-    """The model in fp32, with as many blocks as `config` says and nothing behind them."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    try:
-        with _quiet():
-            loaded: Any = AutoModel.from_pretrained(
-                name,
-                revision=commit,
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{place}: no safetensors weights that transformers can load ({_first_line(error)}); convert a "
-            "pytorch_model.bin with AutoModel.from_pretrained(…).save_pretrained(FOLDER)"
-        ) from None
-    model, loading = loaded
-    missing = sorted(key for key in loading["missing_keys"] if not _UNUSED.search(key))
-    if missing:  # transformers fills them in with random numbers
-        raise InputError(f"{place}: lacks {len(missing)} weights, the first {missing[0]}")
-    if getattr(config, "do_stable_layer_norm", False):
-        # this variant normalises behind its last block, which is not the last one any more
-        model.encoder.layer_norm = torch.nn.Identity()
-    if getattr(model, "adapter", None) is not None:
-        model.adapter = None
-    return model.eval().requires_grad_(False)  # noqa: FBT003 - torch's signature
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report that the blocks behind the layer were not used."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    before, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if had_bar:
-            logging.enable_progress_bar()
-
-
-def _digest(model: Any) -> str:
-    """Of the weights and of what shapes the computation: the same from a folder, the hub or a whole model."""
-    shaping = {key: getattr(model.config, key, None) for key in _SHAPING}
-    content = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
-    for key, weights in sorted(model.state_dict().items()):
-        if not _UNUSED.search(key):
-            content.update(f"{key} {tuple(weights.shape)} {weights.dtype}".encode())
-            content.update(weights.cpu().contiguous().numpy().data)
-    return content.hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:300]
+def _finite(frames: "torch.Tensor", audio: Audio) -> "torch.Tensor":
+    if not bool(frames.isfinite().all()):
+        raise InputError(f"{audio.seconds:.2f} s of sound: samples or features of it are not finite")
+    return frames
