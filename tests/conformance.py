@@ -85,7 +85,13 @@ def check_batches(tokenizer: SpeechTokenizer, recordings: Sequence[Audio]) -> No
 
 
 def check_vocoder(vocoder: Vocoder, batch: Sequence[Units], samples_per_frame: int) -> None:
-    """As many samples as the frames ask for, at the declared rate, audible, and always the same."""
+    """As many samples as the frames ask for, at the declared rate, audible, and always the same.
+
+    Args:
+        vocoder: what is checked.
+        batch: units with durations.
+        samples_per_frame: of the vocoder at the units' frame rate.
+    """
     assert isinstance(vocoder, Vocoder)
     spoken = vocoder.decode(batch)
     for units, audio in zip(batch, spoken, strict=True):
@@ -97,6 +103,20 @@ def check_vocoder(vocoder: Vocoder, batch: Sequence[Units], samples_per_frame: i
     for audio, again in zip(reversed(spoken), vocoder.decode(batch[::-1]), strict=True):
         assert audio.samples.tobytes() == again.samples.tobytes()
     assert vocoder.decode([]) == []
+    check_written_units(vocoder, batch, samples_per_frame)
+
+
+def check_written_units(vocoder: Vocoder, batch: Sequence[Units], samples_per_frame: int) -> None:
+    """Units as a model writes them, without durations, last whole frames, and as long in any batch."""
+    written = [Units(units.ids, None, units.frame_rate) for units in batch]
+    written.append(Units(batch[0].ids[:0], None, batch[0].frame_rate))
+    spoken = vocoder.decode(written)
+    for units, audio in zip(written, spoken, strict=True):
+        assert len(audio.samples) % samples_per_frame == 0
+        assert bool(len(audio.samples)) == bool(len(units))
+        assert np.abs(audio.samples).max(initial=0) <= 1
+        (alone,) = vocoder.decode([units])
+        assert alone.samples.tobytes() == audio.samples.tobytes()
 
 
 def check_synthesizer(synthesizer: Synthesizer, voice: str) -> None:

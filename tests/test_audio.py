@@ -1,3 +1,5 @@
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 import soundfile
 
 from conftest import sound
-from slam.audio import Audio, find_audio, read_audio, write_audio
+from slam.audio import Audio, audio_seconds, find_audio, read_audio, read_blocks, write_audio
 from slam.errors import InputError
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
@@ -138,3 +140,98 @@ def test_sound_files_are_found_by_suffix_in_order(tmp_path: Path) -> None:
     (tmp_path / "folder.wav").mkdir()
     found = [str(path.relative_to(tmp_path)) for path in find_audio(tmp_path)]
     assert found == ["a.mp3", "b/1.wav", "b/2.FLAC", "c.ogg"]
+
+
+def test_links_in_a_circle_are_no_way_to_search_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.wav").touch()
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    (tmp_path / "itself.wav").symlink_to(tmp_path / "itself.wav")
+    (tmp_path / "there").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "there")
+    assert list(find_audio(tmp_path)) == [tmp_path / "deep" / "a.wav"]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_blocks_end_to_end_are_the_whole_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.stack([sound(1.7, 2, 44_100).samples] * 2, axis=1) * [1, 0.5], 44_100)
+    at_once = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+    blocks = list(read_blocks(path, 0.1))
+    assert [len(block.samples) for block in blocks[:-1]] == [4_410] * (len(blocks) - 1)
+    assert {block.sample_rate for block in blocks} == {44_100}
+    np.testing.assert_array_equal(np.concatenate([block.samples for block in blocks]), at_once)
+    np.testing.assert_array_equal(read_audio(path).samples, at_once)
+
+
+def test_a_block_longer_than_the_file_costs_no_more_than_the_file(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", sound(0.5, 0))
+    tracemalloc.start()
+    try:
+        (block,) = read_blocks(tmp_path / "a.wav", 3_600.0)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert block.seconds == 0.5
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_the_length_is_told_without_reading_the_samples(suffix: str, rate: int, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.stack([sound(1.7, 2, rate).samples] * 2, axis=1), rate)
+    assert audio_seconds(path) == pytest.approx(1.7, abs=1e-3)
+    assert audio_seconds(path) == read_audio(path).seconds
+
+
+def test_what_a_header_tells_of_a_bad_file_is_said_as_when_it_is_read(tmp_path: Path) -> None:
+    samples = sound(1.0, 0).samples
+    for name in ("cut.wav", "cut.au", "empty.wav"):
+        soundfile.write(tmp_path / name, samples if name[0] == "c" else samples[:0], 16_000)
+    for name in ("cut.wav", "cut.au"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:16_000])
+    (tmp_path / "text.wav").write_bytes(b"this is not sound at all" * 20)
+    (tmp_path / "folder.wav").mkdir()
+    for name in ("cut.wav", "cut.au", "empty.wav", "text.wav", "folder.wav", "none.wav"):
+        lines = []
+        for ask in (audio_seconds, read_audio):
+            with pytest.raises(InputError) as caught:
+                ask(tmp_path / name)
+            lines.append(str(caught.value))
+        assert lines[0] == lines[1]
+        assert lines[0].startswith(str(tmp_path / name))
+
+
+def promising_wav(path: Path) -> None:
+    """A kilobyte whose header promises two gigabytes."""
+    claim = 2_000_000_000
+    form = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    path.write_bytes(
+        b"RIFF" + struct.pack("<I", claim + 36) + b"WAVEfmt " + form + b"data" + struct.pack("<I", claim)
+    )
+    path.write_bytes(path.read_bytes() + bytes(1_000))
+
+
+def promising_flac(path: Path) -> None:
+    """A second whose header promises 2³⁶ - 1 samples, 256 GiB of them."""
+    soundfile.write(path, sound(1.0, 0).samples, 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] |= 0x0F
+    content[22:26] = b"\xff" * 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("make", [promising_wav, promising_flac])
+def test_a_header_that_promises_far_too_much_costs_no_memory(make, tmp_path: Path) -> None:
+    path = tmp_path / f"much.{make.__name__.removeprefix('promising_')}"
+    make(path)
+    for ask in (read_audio, audio_seconds, lambda path: list(read_blocks(path))):
+        tracemalloc.start()
+        try:
+            with pytest.raises(
+                InputError, match=r"cut short|is damaged; its header promises \d+ s in \d+ bytes"
+            ):
+                ask(path)
+            assert tracemalloc.get_traced_memory()[1] < 20e6
+        finally:
+            tracemalloc.stop()

@@ -21,12 +21,13 @@ from slam import __version__, world
 from slam.errors import SlamError
 from slam.progress import console
 from slam.recipe import STAGES, load_recipe
-from slam.run import Run, read_json
+from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
 
 _HELP = {
     "synthesize": "Text → speech: your own lines, or stories and pairs of the built-in grammar.",
     "encode": "Speech → units: a folder of recordings, any format and rate.",
+    "import-units": "The reference toolkit's features or tokens → units.",
     "pack": "Units (or text) → token shards.",
     "pretrain": "Token shards, and a text LM or none → LM.",
     "dpo": "LM and preference pairs → LM.",
@@ -147,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False)
     except (SlamError, CycloptsError) as error:
         _fail(str(error))
+    except Unfinished as word:
+        console.print(str(word), style="yellow", highlight=False, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here", style="yellow")
         sys.exit(130)

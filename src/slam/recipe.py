@@ -15,7 +15,17 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from slam import dpo, encode, evaluate, generate, pack, pretrain, report, synthesize
+from slam import (
+    dpo,
+    encode,
+    evaluate,
+    generate,
+    import_units,
+    pack,
+    pretrain,
+    report,
+    synthesize,
+)
 from slam.errors import ConfigError, InputError
 from slam.run import Run
 
@@ -34,6 +44,7 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     "synthesize": Stage(synthesize.SynthesizeConfig, synthesize.synthesize),
     "encode": Stage(encode.EncodeConfig, encode.encode),
+    "import-units": Stage(import_units.ImportUnitsConfig, import_units.import_units),
     "pack": Stage(pack.PackConfig, pack.pack),
     "pretrain": Stage(pretrain.PretrainConfig, pretrain.pretrain),
     "dpo": Stage(dpo.DpoConfig, dpo.dpo),

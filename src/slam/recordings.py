@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slam.audio import Audio, find_audio, read_audio
+from slam.audio import Audio, find_audio, read_blocks
 from slam.errors import InputError
 from slam.progress import bar
 from slam.run import read_json_lines
 
 MANIFEST_FILE = "manifest.jsonl"
+_BLOCK_SECONDS = 60.0  # of a long recording that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,18 @@ def _listed(manifest: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Recordin
 
 
 def sample_recordings(recordings: Sequence[Recording], *, seconds: float, seed: int) -> Iterator[Audio]:
-    """Readable recordings in an order that `seed` decides, until they last `seconds`."""
+    """Readable recordings in an order that `seed` decides, until they last `seconds`; long ones in blocks."""
     order = list(recordings)
     random.Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
     total = 0.0
     with bar("fitting units", seconds) as progress:
         for recording in order:
             try:
-                audio = read_audio(recording.path)
+                for audio in read_blocks(recording.path, _BLOCK_SECONDS):
+                    yield audio
+                    total += audio.seconds
+                    progress.reach(total)
+                    if total >= seconds:
+                        return
             except InputError:
                 continue  # it will be named and counted when its turn to be encoded comes
-            yield audio
-            total += audio.seconds
-            progress.reach(total)
-            if total >= seconds:
-                return

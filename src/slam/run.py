@@ -28,9 +28,14 @@ from slam.errors import InputError, MismatchError
 RUN_FILE = "run.json"
 STARTED_FILE = "started.json"
 _PATIENCE_SECONDS = 0.2
+_BEGINNINGS = (".slam-", f".{STARTED_FILE}.")  # of the names of files that a stage makes before all others
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "soundfile", "soxr", "scikit-learn")
 
 Results = dict[str, Any]
+
+
+class Unfinished(Exception):  # noqa: N818 - nothing went wrong
+    """A stage has done its part, and other processes have theirs to do before the folder is done."""
 
 
 C = TypeVar("C")  # a stage's settings: a frozen dataclass whose inputs are marked with `source()`
@@ -231,7 +236,10 @@ def state_of(folder: Path, fingerprint: str) -> str:
     started = folder / STARTED_FILE
     if started.is_file():
         return "started" if read_json(started).get("fingerprint") == fingerprint else "other"
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
+        return "new"
+    # another process that shares the stage may be at its very beginning
+    if folder.is_dir() and all(path.name.startswith(_BEGINNINGS) for path in folder.iterdir()):
         return "new"
     return "foreign"
 
@@ -253,7 +261,7 @@ def joint_stage(work: Callable[[C, Path], Results]) -> Callable[[C, Path], Run]:
 
 
 def _staged(work: Callable[[C, Path], Results], *, together: bool) -> Callable[[C, Path], Run]:
-    name = work.__name__
+    name = work.__name__.replace("_", "-")
 
     @functools.wraps(work)
     def perform(config: C, out: Path) -> Run:
@@ -280,15 +288,15 @@ def _staged(work: Callable[[C, Path], Results], *, together: bool) -> Callable[[
                 "peak": max(before["peak"], peak_memory()),
             }
 
-        write_json(started, {"stage": name, "fingerprint": fingerprint} | before)
+        _note(started, {"stage": name, "fingerprint": fingerprint} | before)
         try:
             results = work(config, out)
         except BaseException:
             with suppress(OSError):  # a full disk must not hide the error that it caused
                 if any(path != started for path in out.iterdir()):
-                    write_json(started, spent())
+                    _note(started, spent())
                 else:  # nothing to go on with, and other settings may be tried in the same place
-                    started.unlink()
+                    started.unlink(missing_ok=True)
                     if not existed:
                         out.rmdir()
             raise
@@ -307,10 +315,20 @@ def _staged(work: Callable[[C, Path], Results], *, together: bool) -> Callable[[
             results=results,
         )
         write_json(out / RUN_FILE, asdict(run))
-        started.unlink()
+        started.unlink(missing_ok=True)  # of processes that share a stage another may have been here
         return run
 
     return perform
+
+
+def _note(started: Path, content: dict[str, Any]) -> None:
+    """Write `started.json` by way of a file of this process's own: others may share the folder."""
+    partial = started.with_name(f".{started.name}.{os.getpid()}.partial")
+    try:
+        write_json(partial, content)
+        partial.replace(started)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _claimable(out: Path, fingerprint: str) -> str:
@@ -344,7 +362,7 @@ def check_writable(folder: Path) -> None:
     """Make `folder` and write a file in it, so that a bad --out fails before the work, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_BEGINNINGS[0]):
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({error.strerror})") from None

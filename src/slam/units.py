@@ -28,7 +28,7 @@ class Units:
     """Deduplicated speech units of one utterance."""
 
     ids: Ids  # [N], 0 ≤ id < num_units
-    durations: Ids | None  # [N] frames, ≥ 1; None when a model wrote the units
+    durations: Ids | None  # [N] frames, ≥ 1; None when a model wrote the units, or nobody kept them
     frame_rate: float  # Hz
 
     def __len__(self) -> int:
@@ -64,18 +64,26 @@ class Units:
             InputError: the units carry no durations.
         """
         if self.durations is None:
-            raise InputError("these units carry no durations: a model wrote them; give them durations first")
+            raise InputError(
+                "these units carry no durations (a model wrote them, or they were imported without); "
+                "encode the recordings instead"
+            )
         return self.durations
 
 
 def deduplicate(frames: npt.NDArray[Any], frame_rate: float) -> Units:
     """Merge runs of equal ids in `frames` `[F]` into units and durations; a run over 65,535 is cut."""
     frames = np.asarray(frames)
-    if frames.size == 0:
+    return merge(frames, np.ones(len(frames), np.int64), frame_rate)
+
+
+def merge(ids: npt.NDArray[Any], durations: npt.NDArray[Any], frame_rate: float) -> Units:
+    """Merge runs of equal `ids` `[N]` and add their `durations` `[N]` in frames; one over 65,535 is cut."""
+    if not len(ids):
         empty = np.zeros(0, np.uint16)
         return Units(empty, empty, frame_rate)
-    starts = np.flatnonzero(np.concatenate(([True], frames[1:] != frames[:-1])))
-    durations = np.diff(np.append(starts, len(frames)))
+    starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
+    durations = np.add.reduceat(durations, starts, dtype=np.int64)
     if durations.max() > _MAX_DURATION:
         pieces = -(-durations // _MAX_DURATION)
         starts = np.repeat(starts, pieces)
@@ -83,7 +91,7 @@ def deduplicate(frames: npt.NDArray[Any], frame_rate: float) -> Units:
         remainders = durations - (pieces - 1) * _MAX_DURATION
         durations = np.full(len(starts), _MAX_DURATION)
         durations[last] = remainders
-    return Units(frames[starts].astype(np.uint16), durations.astype(np.uint16), frame_rate)
+    return Units(ids[starts].astype(np.uint16), durations.astype(np.uint16), frame_rate)
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class UnitsFolder:
-    """A folder of encoded utterances, held in memory: 4 bytes a unit."""
+    """A folder of encoded utterances, held in memory: 4 bytes a unit, or 2 where durations are not kept."""
 
     path: Path
     vocabulary: Vocabulary
@@ -146,7 +154,7 @@ class UnitsFolder:
     frame_rate: float  # Hz
     names: tuple[str, ...]  # [D] utterance ids, in the order of the manifest
     ids: Ids  # [N], all utterances end to end
-    durations: Ids  # [N] frames
+    durations: Ids | None  # [N] frames; None when they were not kept
     ends: npt.NDArray[np.int64]  # [D], where each utterance ends
 
     def __len__(self) -> int:
@@ -155,7 +163,8 @@ class UnitsFolder:
     def __getitem__(self, index: int) -> Units:
         start = int(self.ends[index - 1]) if index else 0
         window = slice(start, int(self.ends[index]))
-        return Units(self.ids[window], self.durations[window], self.frame_rate)
+        durations = None if self.durations is None else self.durations[window]
+        return Units(self.ids[window], durations, self.frame_rate)
 
     def by_name(self) -> dict[str, Units]:
         """Utterance id → units."""
@@ -173,38 +182,48 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def write_shard(folder: Path, index: int, units: Sequence[Units], rows: list[dict[str, Any]]) -> None:
-    """Write one shard: ids, durations and ends, then nothing can be missing but the next shard."""
+    """Write one shard: ids, durations and ends, then nothing can be missing but the next shard.
+
+    Durations are left out where no utterance has them; then `finish_units` must say so.
+
+    Raises:
+        InputError: some of the utterances carry durations and some do not.
+    """
     from safetensors.numpy import save_file
 
     path = shard_path(folder, index)
     write_json_lines(path.with_suffix(".jsonl"), rows)
     lengths = np.array([len(u) for u in units], np.int64)
     empty = [np.zeros(0, np.uint16)]
+    tensors = {"ids": np.concatenate([u.ids for u in units] or empty), "ends": np.cumsum(lengths)}
+    if not units or any(u.durations is not None for u in units):
+        tensors["durations"] = np.concatenate([u.known_durations for u in units] or empty)
     with replacing(path) as partial:
-        save_file(
-            {
-                "ids": np.concatenate([u.ids for u in units] or empty),
-                "durations": np.concatenate([u.known_durations for u in units] or empty),
-                "ends": np.cumsum(lengths),
-            },
-            partial,
-        )
+        save_file(tensors, partial)
 
 
 def finish_units(
-    folder: Path, *, num_units: int, tokenizer: str, fingerprint: str, frame_rate: float, num_shards: int
+    folder: Path,
+    *,
+    num_units: int,
+    tokenizer: str,
+    fingerprint: str,
+    frame_rate: float,
+    num_shards: int,
+    durations: bool = True,
 ) -> None:
-    """Write what describes the folder as a whole; `read_units` reads nothing without it."""
-    write_json(
-        folder / UNITS_FILE,
-        {
-            "num_units": num_units,
-            "tokenizer": tokenizer,
-            "tokenizer_fingerprint": fingerprint,
-            "frame_rate": frame_rate,
-            "num_shards": num_shards,
-        },
-    )
+    """Write what describes the folder as a whole; `read_units` reads nothing without it.
+
+    `durations` says whether the shards hold them.
+    """
+    about = {
+        "num_units": num_units,
+        "tokenizer": tokenizer,
+        "tokenizer_fingerprint": fingerprint,
+        "frame_rate": frame_rate,
+        "num_shards": num_shards,
+    }
+    write_json(folder / UNITS_FILE, about if durations else about | {"durations": False})
 
 
 def read_rows(folder: Path, num_shards: int) -> Iterator[dict[str, Any]]:
@@ -214,7 +233,7 @@ def read_rows(folder: Path, num_shards: int) -> Iterator[dict[str, Any]]:
 
 
 def read_units(folder: Path) -> UnitsFolder:
-    """Open a folder that `slam encode` wrote.
+    """Open a folder that `slam encode` or `slam import-units` wrote.
 
     Raises:
         InputError: it is no such folder, or a shard is missing or damaged.
@@ -225,13 +244,15 @@ def read_units(folder: Path) -> UnitsFolder:
     if not (folder / UNITS_FILE).is_file():
         raise InputError(f"{folder}: holds no units; give a folder that `slam encode` wrote")
     about = read_json(folder / UNITS_FILE)
+    has_durations = about.get("durations", True)
     parts, total = [], 0
     names: list[str] = []
     for index in range(about["num_shards"]):
         path = shard_path(folder, index)
         try:
             part = load_file(path)
-            ids, durations, ends = part["ids"], part["durations"], part["ends"]
+            ids, ends = part["ids"], part["ends"]
+            durations = part["durations"] if has_durations else np.zeros(len(ids), np.uint16)
             shard_names = [row["id"] for row in read_json_lines(path.with_suffix(".jsonl"))]
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"{path}: damaged shard ({error}); encode again") from None
@@ -250,6 +271,6 @@ def read_units(folder: Path) -> UnitsFolder:
         frame_rate=about["frame_rate"],
         names=tuple(names),
         ids=np.concatenate([np.zeros(0, np.uint16), *columns[0]]),
-        durations=np.concatenate([np.zeros(0, np.uint16), *columns[1]]),
+        durations=np.concatenate([np.zeros(0, np.uint16), *columns[1]]) if has_durations else None,
         ends=np.concatenate([np.zeros(0, np.int64), *columns[2]]),
     )

@@ -19,7 +19,7 @@ import numpy as np
 from slam.audio import Audio
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.run import digest, read_json, replacing, write_json
-from slam.tokenizers.centroids import Centroids, fit_centroids, read_centroids
+from slam.tokenizers.centroids import Centroids, Watch, fit_centroids, read_centroids
 from slam.tokenizers.speech_features import SpeechFeatures, open_features
 from slam.units import Units, deduplicate
 
@@ -77,6 +77,7 @@ class Hubert:
         hub_model: str | None = None,
         normalize: bool | None = None,
         kmeans: Path | None = None,
+        watch: Watch | None = None,
     ) -> Self:
         """Take centroids from `kmeans`, or fit them on a seeded sample of the frames of `audios`.
 
@@ -90,6 +91,7 @@ class Hubert:
             normalize: whether recordings are normalised; None asks the model's preprocessor_config.json.
             kmeans: centroids in safetensors or npy, or a pickled KMeans of scikit-learn, which is read
                 without running it.
+            watch: hears the inertia a frame after each epoch, where centroids are fitted; changes nothing.
 
         Raises:
             InputError: the model or the centroids cannot be read, or there are too few frames.
@@ -104,7 +106,10 @@ class Hubert:
         features = open_features(place, layer=layer, normalize=normalize)
         if kmeans is None:
             frames = _frames(features, audios)
-            return cls(features, fit_centroids(frames, features.width, num_units=num_units, seed=seed))
+            return cls(
+                features,
+                fit_centroids(frames, features.width, num_units=num_units, seed=seed, watch=watch),
+            )
         centroids, origin = read_centroids(kmeans)
         return cls(features, _matching(centroids, features, kmeans), origin)
 
@@ -199,7 +204,10 @@ class Hubert:
         with self.features.exact():
             near, nearest = self._distances(frames).topk(2, dim=1, largest=False)
             apart = (self._placed[nearest[:, 0]] - self._placed[nearest[:, 1]]).norm(dim=1)
-            doubtful = near[:, 1] - near[:, 0] <= _ROUNDING * frames.norm(dim=1) * apart
+            # the frame may be moved, and each distance rounded
+            moved = _ROUNDING * frames.norm(dim=1) * apart
+            rounded = _ROUNDING / 10 * near.abs().amax(dim=1)
+            doubtful = near[:, 1] - near[:, 0] <= moved + rounded
             if self.features.precision != "fp32":
                 doubtful.zero_()  # there rounding is what was asked for
             labels, doubts = nearest[:, 0].cpu().numpy(), doubtful.cpu().numpy()

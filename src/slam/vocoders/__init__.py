@@ -9,7 +9,10 @@ from slam.audio import Audio
 from slam.tokenizers import SpeechTokenizer
 from slam.units import Units
 
-BUILT_IN = {"griffin-lim": "slam.vocoders.griffin_lim:GriffinLim"}
+BUILT_IN = {
+    "griffin-lim": "slam.vocoders.griffin_lim:GriffinLim",
+    "unit-hifigan": "slam.vocoders.unit_hifigan:UnitHiFiGAN",
+}
 
 
 @runtime_checkable

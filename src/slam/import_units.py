@@ -1,0 +1,265 @@
+"""Units that the reference toolkit (slamkit) wrote → units: its features or its tokens, JSON lines.
+
+Corpora are encoded once and at great cost, so those that are there already can be trained on here. The files
+do not say which tokenizer made their units: the user says so, by a folder that holds it or by a name.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slam.errors import ConfigError, InputError, MismatchError
+from slam.progress import bar
+from slam.run import Results, digest, read_json, replacing, source, stage, write_json_lines
+from slam.slamkit import numbered_lines, parse_line
+from slam.tokenizers import ABOUT_FILE
+from slam.units import TOKENIZER_FOLDER, UNITS_FILE, Units, finish_units, merge, write_shard
+
+_FAILURES_FILE = "failures.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportUnitsConfig:
+    """Settings of `slam import-units`."""
+
+    files: tuple[Path, ...] = source(required=True)
+    """JSONL files of the reference toolkit, in order: features (units and durations), or tokens."""
+    tokenizer_from: Path | None = source()
+    """A folder of units, or one with a tokenizer, of the tokenizer that made the files' units."""
+    tokenizer: str | None = None
+    """Or a name for that tokenizer; units join units of the same name, `num_units` and `frame_rate`."""
+    num_units: int | None = None
+    """How many units that tokenizer has; needed with `tokenizer`."""
+    frame_rate: float | None = None
+    """Its frames a second, before duplicates are merged; needed with `tokenizer`."""
+    shard_size: int = 10_000
+    """Utterances in a file of the folder."""
+    max_failures: float = 0.0
+    """Share of lines that may be malformed before the stage fails."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ConfigError("files: name at least one JSONL file")
+        if self.shard_size < 1:
+            raise ConfigError("shard_size must be more than 0")
+        if not 0 <= self.max_failures <= 1:
+            raise ConfigError(f"max_failures = {self.max_failures}: is a share, between 0 and 1")
+        named = {"tokenizer": self.tokenizer, "num_units": self.num_units, "frame_rate": self.frame_rate}
+        given = [name for name, value in named.items() if value is not None]
+        if self.tokenizer_from is not None:
+            if given:
+                raise ConfigError(
+                    f"tokenizer_from brings its own {', '.join(given)}; leave out one or the other"
+                )
+            return
+        if lacking := sorted(named.keys() - given):
+            raise ConfigError(
+                f"{', '.join(lacking)}: the files do not say what made their units; give tokenizer_from, "
+                "or all of tokenizer, num_units and frame_rate"
+            )
+        if not self.tokenizer:
+            raise ConfigError("tokenizer: is empty; name what made the units")
+        if not 2 <= (self.num_units or 0) <= 65_000:  # noqa: PLR2004 - tokens are uint16
+            raise ConfigError(f"num_units = {self.num_units}: must lie between 2 and 65,000")
+        if not 0 < (self.frame_rate or 0) < float("inf"):
+            raise ConfigError(f"frame_rate = {self.frame_rate}: must be more than 0 frames a second")
+
+    @property
+    def named(self) -> tuple[str, int, float]:
+        """The tokenizer's name, number of units and frame rate, as the user gave them."""
+        return str(self.tokenizer), int(self.num_units or 0), float(self.frame_rate or 0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The tokenizer that made the units."""
+
+    name: str
+    fingerprint: str
+    num_units: int
+    frame_rate: float  # Hz
+
+
+@dataclass
+class _Tally:
+    """What was met so far."""
+
+    seen: dict[str, tuple[Path, int]] = field(default_factory=dict)  # utterance → file and line
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    has_durations: bool | None = None  # as the first good line decides
+    num_empty: int = 0
+    num_merged: int = 0
+    num_units: int = 0
+    num_frames: int = 0
+
+    @property
+    def num_lines(self) -> int:
+        """Lines that are not blank."""
+        return len(self.seen) + len(self.failures)
+
+
+@stage
+def import_units(config: ImportUnitsConfig, out: Path) -> Results:
+    """Import every line of `config.files` into the folder `out`.
+
+    Raises:
+        InputError: a file cannot be read, or too large a share of its lines is malformed.
+        MismatchError: `tokenizer_from` was changed.
+    """
+    origin = _origin(config)
+    tally = _Tally()
+    try:
+        num_shards = _write_shards(config, out, origin, tally)
+    except InputError:  # nothing half-written stays
+        shutil.rmtree(out / "shards", ignore_errors=True)
+        raise
+    write_json_lines(out / _FAILURES_FILE, tally.failures)
+    if len(tally.failures) > config.max_failures * tally.num_lines:
+        shutil.rmtree(out / "shards", ignore_errors=True)
+        raise InputError(
+            f"{len(tally.failures)} of {tally.num_lines} lines are malformed, the first: "
+            f"{_where(tally.failures[0])}; all are named in {out / _FAILURES_FILE}"
+        )
+    if config.tokenizer_from is not None:
+        _copy_tokenizer(config.tokenizer_from / TOKENIZER_FOLDER, out / TOKENIZER_FOLDER)
+    has_durations = tally.has_durations is not False
+    finish_units(
+        out,
+        num_units=origin.num_units,
+        tokenizer=origin.name,
+        fingerprint=origin.fingerprint,
+        frame_rate=origin.frame_rate,
+        num_shards=num_shards,
+        durations=has_durations,
+    )
+    return {
+        "num_utterances": len(tally.seen),
+        "num_empty": tally.num_empty,
+        "num_failures": len(tally.failures),
+        "failures": [_where(row) for row in tally.failures[:20]],
+        "num_units": tally.num_units,
+        "num_merged": tally.num_merged,
+        "seconds_of_speech": round(tally.num_frames / origin.frame_rate, 2) if has_durations else None,
+        "tokenizer": origin.name,
+        "tokenizer_fingerprint": origin.fingerprint,
+    }
+
+
+def _origin(config: ImportUnitsConfig) -> Origin:
+    """What made the units: the tokenizer of a folder, or the one that the user names."""
+    if config.tokenizer_from is None:
+        name, num_units, frame_rate = config.named
+        return Origin(name, digest(["import-units", name, num_units, frame_rate]), num_units, frame_rate)
+    units, about = config.tokenizer_from / UNITS_FILE, config.tokenizer_from / TOKENIZER_FOLDER / ABOUT_FILE
+    found = {}
+    for path, name, fingerprint in (
+        (units, "tokenizer", "tokenizer_fingerprint"),
+        (about, "name", "fingerprint"),
+    ):
+        if not path.is_file():
+            continue
+        content = read_json(path)
+        try:
+            found[path] = Origin(
+                content[name], content[fingerprint], int(content["num_units"]), float(content["frame_rate"])
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: does not describe a tokenizer ({error})") from None
+    if not found:
+        raise InputError(
+            f"{config.tokenizer_from}: holds neither units nor a tokenizer; give a folder that "
+            "`slam encode` or `slam fit-units` wrote"
+        )
+    if len({origin.fingerprint for origin in found.values()}) > 1:
+        raise MismatchError(
+            f"{config.tokenizer_from}: its units are of the tokenizer {found[units].fingerprint}, the "
+            f"tokenizer in it is {found[about].fingerprint}; the folder was changed"
+        )
+    return next(iter(found.values()))
+
+
+def _write_shards(config: ImportUnitsConfig, out: Path, origin: Origin, tally: _Tally) -> int:
+    """Write the utterances of all files in order; gives the number of shards."""
+    units: list[Units] = []
+    rows: list[dict[str, Any]] = []
+    num_shards = 0
+    with bar("importing", sum(_size(path) for path in config.files)) as progress:
+        for path in config.files:
+            for number, line in numbered_lines(path):
+                progress.advance(len(line))
+                if not line.strip():
+                    continue
+                try:
+                    row, imported = _utterance(line, (path, number), origin, tally)
+                except InputError as error:
+                    failure = {"file": str(path), "line": number, "reason": str(error)}
+                    if not config.max_failures:
+                        raise InputError(_where(failure)) from None
+                    tally.failures.append(failure)
+                    continue
+                rows.append(row)
+                units.append(imported)
+                if len(units) == config.shard_size:
+                    write_shard(out, num_shards, units, rows)
+                    units, rows, num_shards = [], [], num_shards + 1
+    if not tally.num_lines:
+        raise InputError(f"{config.files[0]}: holds no units")
+    if units:
+        write_shard(out, num_shards, units, rows)
+        num_shards += 1
+    return num_shards
+
+
+def _utterance(
+    line: bytes, place: tuple[Path, int], origin: Origin, tally: _Tally
+) -> tuple[dict[str, Any], Units]:
+    """A line → its row of the manifest and its units; what it held is added to the tally.
+
+    Raises:
+        InputError: it is malformed; the reason alone.
+    """
+    name, ids, durations = parse_line(line)
+    if len(ids) and ids.max() >= origin.num_units:
+        raise InputError(f"unit {ids.max()} is outside a vocabulary of {origin.num_units} units")
+    if name in tally.seen:
+        before, number = tally.seen[name]
+        raise InputError(f"{name!r} was given before, in {before}:{number}")
+    has_durations = durations is not None
+    if tally.has_durations not in (None, has_durations):
+        here, others = ("has", "have none") if has_durations else ("has no", "have them")
+        raise InputError(f"{here} durations, and the lines before {others}; import such files apart")
+    units = merge(ids, np.ones(len(ids), np.int64) if durations is None else durations, origin.frame_rate)
+    row: dict[str, Any] = {"id": name, "num_units": len(units)}
+    if durations is None:
+        units = Units(units.ids, None, origin.frame_rate)
+    else:
+        row["seconds"] = units.num_frames / origin.frame_rate
+        tally.num_frames += units.num_frames
+    tally.has_durations = has_durations
+    tally.seen[name] = place
+    tally.num_empty += not len(ids)
+    tally.num_merged += int((ids[1:] == ids[:-1]).sum())
+    tally.num_units += len(units)
+    return row, units
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _where(failure: dict[str, Any]) -> str:
+    return f"{failure['file']}:{failure['line']}: {failure['reason']}"
+
+
+def _copy_tokenizer(folder: Path, out: Path) -> None:
+    """The tokenizer's files, so that more can be encoded by it and its units spoken; it may have none."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with replacing(out / path.relative_to(folder)) as partial:
+                shutil.copyfile(path, partial)
