@@ -143,7 +143,7 @@ def test_what_fails_before_it_made_anything_leaves_nothing(tmp_path: Path) -> No
         fail_at_once(Config(number=1), tmp_path / "mine")
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
     # so the mistake can be put right in the same place
-    assert fail_at_once(Config(number=0), tmp_path / "mine").stage == "fail_at_once"
+    assert fail_at_once(Config(number=0), tmp_path / "mine").stage == "fail-at-once"
 
 
 def test_a_folder_that_cannot_be_written_to_fails_before_the_work(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from slam.runner import run_recipe
 
 _HELP = {
     "synthesize": "Text → speech: your own lines, or stories and pairs of the built-in grammar.",
+    "fit-units": "Speech → a tokenizer: k-means over log-mel or a layer, its inertia, the units in use.",
     "encode": "Speech → units: a folder of recordings, any format and rate.",
+    "probe-units": "Folders of units, and labels or none → rates, purity, ABX, and a page to choose by.",
     "import-units": "The reference toolkit's features or tokens → units.",
     "pack": "Units (or text) → token shards.",
     "pretrain": "Token shards, and a text LM or none → LM.",

@@ -1,5 +1,6 @@
 """Settings and recordings → a speech tokenizer, fitted once and kept in a folder."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from slam.tokenizers import (
     load_tokenizer,
     tokenizer_class,
 )
+from slam.tokenizers.centroids import Watch
 from slam.tokenizers.speech_models import PINNED
 
 _NUM_UNITS = 100
@@ -82,14 +84,24 @@ class FitConfig:
         return None if self.tokenizer in BUILT_IN else self.tokenizer
 
 
+def fit_tokenizer(
+    config: FitConfig, recordings: Sequence[Recording], watch: Watch | None = None
+) -> SpeechTokenizer:
+    """Fit the tokenizer that `config` asks for; `watch` hears its inertia, where its `fit` can tell."""
+    check_settings(config.tokenizer, config.model_settings)
+    fit = tokenizer_class(config.tokenizer).fit
+    watching = {"watch": watch} if watch and "watch" in inspect.signature(fit).parameters else {}
+    return fit(
+        sample_recordings(recordings, seconds=config.fit_seconds, seed=config.seed),
+        num_units=config.units_to_fit,
+        seed=config.seed,
+        **config.model_settings,
+        **watching,
+    )
+
+
 def fitted_tokenizer(config: FitConfig, recordings: Sequence[Recording], folder: Path) -> SpeechTokenizer:
     """The tokenizer that an earlier sitting fitted into `folder`, or one fitted and saved there now."""
     if not (folder / ABOUT_FILE).is_file():
-        check_settings(config.tokenizer, config.model_settings)
-        tokenizer_class(config.tokenizer).fit(
-            sample_recordings(recordings, seconds=config.fit_seconds, seed=config.seed),
-            num_units=config.units_to_fit,
-            seed=config.seed,
-            **config.model_settings,
-        ).save(folder)
+        fit_tokenizer(config, recordings).save(folder)
     return load_tokenizer(folder, named=config.named)

@@ -19,10 +19,12 @@ from slam import (
     dpo,
     encode,
     evaluate,
+    fit_units,
     generate,
     import_units,
     pack,
     pretrain,
+    probe_units,
     report,
     synthesize,
 )
@@ -43,7 +45,9 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "synthesize": Stage(synthesize.SynthesizeConfig, synthesize.synthesize),
+    "fit-units": Stage(fit_units.FitUnitsConfig, fit_units.fit_units),
     "encode": Stage(encode.EncodeConfig, encode.encode),
+    "probe-units": Stage(probe_units.ProbeUnitsConfig, probe_units.probe_units),
     "import-units": Stage(import_units.ImportUnitsConfig, import_units.import_units),
     "pack": Stage(pack.PackConfig, pack.pack),
     "pretrain": Stage(pretrain.PretrainConfig, pretrain.pretrain),

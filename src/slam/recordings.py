@@ -12,7 +12,7 @@ from slam.progress import bar
 from slam.run import read_json_lines
 
 MANIFEST_FILE = "manifest.jsonl"
-_BLOCK_SECONDS = 60.0  # of a long recording that are in memory at a time
+BLOCK_SECONDS = 60.0  # of a long recording that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sample_recordings(recordings: Sequence[Recording], *, seconds: float, seed: 
     with bar("fitting units", seconds) as progress:
         for recording in order:
             try:
-                for audio in read_blocks(recording.path, _BLOCK_SECONDS):
+                for audio in read_blocks(recording.path, BLOCK_SECONDS):
                     yield audio
                     total += audio.seconds
                     progress.reach(total)

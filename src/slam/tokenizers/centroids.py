@@ -5,7 +5,7 @@ never run.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,16 @@ from slam.errors import InputError
 from slam.tokenizers.kmeans_pickle import checked_centroids, read_kmeans_pickle
 
 Centroids = npt.NDArray[np.float32]
+# hears after some iterations of k-means: how many there were, and the inertia a frame
+Watch = Callable[[int, float], None]
 
 _MAX_UNITS = 65_000  # tokens are uint16
 _FRAMES_PER_UNIT = 256  # as FAISS samples; more hardly move a centroid
 _MIN_FRAMES = 20_000
+_BATCH_FRAMES = 10_000
+_MAX_EPOCHS = 100
+_LEAST_GAIN = 1e-3  # share of the inertia; an epoch that takes less away than this has gained nothing
+_PATIENCE = 3  # epochs without gain, one behind the other, that end the fit
 
 
 def read_centroids(path: Path) -> tuple[Centroids, dict[str, str]]:
@@ -60,15 +66,24 @@ def _tensor(path: Path) -> tuple[npt.NDArray[Any], dict[str, str]]:
 
 
 def fit_centroids(
-    recordings: Iterable[npt.NDArray[np.float32]], width: int, *, num_units: int, seed: int
+    recordings: Iterable[npt.NDArray[np.float32]],
+    width: int,
+    *,
+    num_units: int,
+    seed: int,
+    watch: Watch | None = None,
 ) -> Centroids:
     """Mini-batch k-means with the settings of HuBERT's own clustering (fairseq, learn_kmeans.py).
+
+    Epochs over a sample of the frames, until the inertia falls no more: `_PATIENCE` epochs that each took
+    less than `_LEAST_GAIN` of it away, or `_MAX_EPOCHS`. The centroids of the best epoch are kept.
 
     Args:
         recordings: frames `[F, width]` of each; they are drawn from as they come.
         width: of a frame.
         num_units: how many centroids.
-        seed: decides the sample and the first centroids.
+        seed: decides the sample, the first centroids and the batches.
+        watch: hears the inertia of the sample after each epoch; changes nothing.
 
     Raises:
         InputError: there are fewer distinct frames than units are wanted.
@@ -85,16 +100,32 @@ def fit_centroids(
         )
     model = MiniBatchKMeans(
         num_units,
-        batch_size=10_000,
-        max_iter=100,
+        batch_size=_BATCH_FRAMES,
+        max_iter=1,  # the first epoch, from the best of five starts; the rest go on from it
         n_init=5,
-        max_no_improvement=50,
+        max_no_improvement=None,
         reassignment_ratio=0.0,
         random_state=seed,
     )
+    least, idle = np.inf, 0
     with threadpool_limits(1):  # the order of summation is part of the result
         model.fit(frames)
-    return np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)
+        kept = model.cluster_centers_
+        model.set_params(compute_labels=False)  # nobody asks for those of a batch
+        for epoch in range(1, _MAX_EPOCHS + 1):
+            if epoch > 1:
+                order = generator.permutation(len(frames))
+                for start in range(0, len(frames), _BATCH_FRAMES):
+                    model.partial_fit(frames[order[start : start + _BATCH_FRAMES]])
+            inertia = float(-model.score(frames)) / len(frames)
+            if watch is not None:
+                watch(epoch, inertia)
+            idle = idle + 1 if inertia > least * (1 - _LEAST_GAIN) else 0
+            if inertia < least:
+                least, kept = inertia, model.cluster_centers_.copy()
+            if idle == _PATIENCE:
+                break
+    return np.ascontiguousarray(kept, dtype=np.float32)
 
 
 def _sample(

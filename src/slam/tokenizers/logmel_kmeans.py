@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from slam.audio import Audio
 from slam.errors import InputError
 from slam.run import digest, replacing, write_json
+from slam.tokenizers.centroids import Watch
 from slam.units import Units, deduplicate
 
 SAMPLE_RATE = 16_000  # Hz
@@ -54,12 +55,28 @@ class LogMelKMeans:
         return digest([SAMPLE_RATE, HOP, WINDOW, NUM_MELS, FLOOR, *(a.tobytes().hex() for a in arrays)])
 
     @classmethod
-    def fit(cls, audios: Iterable[Audio], *, num_units: int, seed: int) -> Self:
+    def fit(cls, audios: Iterable[Audio], *, num_units: int, seed: int, watch: Watch | None = None) -> Self:
         """Fit k-means (scikit-learn, k-means++) on a seeded sample of the frames of `audios`.
+
+        Args:
+            audios: recordings at any rate; their frames, 29 MB an hour, are held in memory.
+            num_units: how many units to fit.
+            seed: decides the sample and the first centroids.
+            watch: hears the inertia a frame after 1, 2, 4 … iterations and at the end; changes nothing.
 
         Raises:
             InputError: the recordings hold fewer distinct frames than units are wanted.
         """
+        # a limit holds for libraries that are loaded already
+        import scipy.fft  # noqa: F401
+        import sklearn.cluster  # noqa: F401
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):  # the order of summation is part of the result
+            return cls._fit(audios, num_units, seed, watch)
+
+    @classmethod
+    def _fit(cls, audios: Iterable[Audio], num_units: int, seed: int, watch: Watch | None) -> Self:
         from sklearn.cluster import KMeans
 
         recordings = [log_mel(audio) for audio in audios]
@@ -73,7 +90,10 @@ class LogMelKMeans:
         generator = np.random.default_rng(seed)
         sample = frames[generator.permutation(len(frames))[:_FIT_FRAMES]]
         model = KMeans(num_units, n_init=1, max_iter=_ITERATIONS, random_state=seed)
-        model.fit((sample - mean) / scale)
+        normalised = (sample - mean) / scale
+        model.fit(normalised)
+        if watch is not None:
+            _tell(watch, model, normalised)
         centroids = np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)
         fitted = cls(centroids, mean, scale, np.ones(num_units, np.float32))
         runs = [fitted.quantize(recording) for recording in recordings]
@@ -142,6 +162,21 @@ class LogMelKMeans:
     def spectra(self) -> npt.NDArray[np.float32]:
         """The log-mel spectrum that each unit stands for, `[K, 80]`."""
         return self.centroids * self.scale + self.mean
+
+
+def _tell(watch: Watch, model: Any, frames: npt.NDArray[np.float32]) -> None:
+    """Tell `watch` how far the fit of `model` to `frames` had come on its way.
+
+    Equal seeds make equal iterations, so a fit that is cut short is an earlier state of the whole one.
+    """
+    from sklearn.base import clone
+
+    iterations = 1
+    while iterations < model.n_iter_:
+        earlier = clone(model).set_params(max_iter=iterations).fit(frames)
+        watch(iterations, float(earlier.inertia_) / len(frames))
+        iterations *= 2
+    watch(int(model.n_iter_), float(model.inertia_) / len(frames))
 
 
 def log_mel(audio: Audio) -> npt.NDArray[np.float32]:
