@@ -88,7 +88,8 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("name", ["your-own-audio", "gpu", "stages/run"])
 def test_whole_recipes_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("my-recordings", "librilight", "librispeech", "stinystories", "spokenswag", "benchmarks"):
+    folders = ("my-recordings", "librilight", "librispeech", "stinystories", "spokenswag", "benchmarks")
+    for folder in (*folders, "hifigan_lj_mhubert_base_25hz"):
         (tmp_path / folder).mkdir()
     (tmp_path / "my-text.txt").write_text("A line.\n")
     (tmp_path / "mhubert_base_25hz_cp_mls_cv_sp_fisher_L11_km500.bin").touch()

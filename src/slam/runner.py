@@ -203,7 +203,9 @@ def _begin_worker(parent: int) -> None:
 
 _SUMMARIES = {
     "synthesize": ("num_utterances", "utterances"),
+    "fit-units": ("vocabulary_used", "units in use"),
     "encode": ("num_units", "units"),
+    "import-units": ("num_units", "units"),
     "pretrain": ("final_validation_loss", "nats a token on held-out documents"),
     "dpo": ("final_validation_preference_accuracy", "of held-out preferences right"),
     "evaluate": ("num_pairs", "pairs scored"),
