@@ -7,7 +7,7 @@ layers, recordings read ahead or beside each other, one matrix product for the c
 
 Weights are random (of the real sizes), so the speeds are real and the units mean nothing. The gate: ours in
 fp32 has the units of each recording alone through transformers. Beside it: the share of frames whose unit
-differs in bf16, in padded batches of ours, and in the plain way's.
+differs in bf16, in padded batches of ours, in windows of a long recording, and in the plain way's.
 
 Recordings: a folder named by SLAM_RECORDINGS, or sounds of random lengths (2 to 16 s).
 """
@@ -35,7 +35,7 @@ from slam.recordings import Recording, find_recordings
 from slam.tokenizers.hubert import Hubert
 from slam.tokenizers.speech_features import open_features
 from slam.units import Units, write_shard
-from slam.utterances import Encoder
+from slam.utterances import Encoder, windows
 
 LAYER, NUM_UNITS, RATE, PLAIN_BATCH = 11, 500, 16_000, 8
 DEVICE = best_device()
@@ -101,6 +101,19 @@ def plain(
     return found
 
 
+def in_windows(units: Hubert, audio: list[Recording]) -> dict[str, float]:
+    """Shares of frames of a minute of speech whose unit differs in windows of 20 s."""
+    samples = np.concatenate([read_audio(each.path, RATE).samples for each in audio])[: 60 * RATE]
+    (whole,) = units.encode([Sound(samples, RATE)])
+    found = list(windows(iter([samples]), units, 20.0))
+    differ = np.concatenate([ids for _, ids, _ in found]) != whole.expand()
+    away = np.ones(len(differ), bool)
+    for start, *_ in found[1:]:
+        middle = round(start / RATE * units.frame_rate)
+        away[middle - round(units.frame_rate) : middle + round(units.frame_rate)] = False
+    return {"all": float(differ.mean()), "away_from_seams": float(differ[away].mean())}
+
+
 def differing(found: dict[str, Any], alone: dict[str, npt.NDArray[np.int64]]) -> float:
     """Share of frames whose unit is not the one that the recording has alone."""
     labels = {name: each.expand() if isinstance(each, Units) else each for name, each in found.items()}
@@ -137,6 +150,7 @@ def main() -> None:
             "differing_bf16": differing(ours(half, few, folder / "gate", 60.0), alone)
             if not ON_CPU or not options.quick
             else None,
+            "differing_in_windows": None if options.quick else in_windows(exact, audio),
             "differing_plain": differing(plain(model, kmeans, few, folder), alone),
         }
 

@@ -14,6 +14,7 @@ from slam.errors import ConfigError, MismatchError
 from slam.synthesizers import load_synthesizer
 from slam.tokenizers import SpeechTokenizer, check_settings, load_tokenizer, tokenizer_class
 from slam.vocoders import load_vocoder
+from slam.vocoders.unit_mel import UnitMel, about, new_networks
 from tiny_speech_models import save_as_published, save_model
 from tiny_vocoders import SPEAKS_25_HZ, save_vocoder
 
@@ -58,29 +59,39 @@ def test_fitting_is_a_function_of_recordings_and_seed(name: str, tmp_path: Path)
     assert one.fingerprint == again.fingerprint != other.fingerprint
 
 
+def fitted_voice(folder: Path, tokenizer: SpeechTokenizer) -> Path:
+    description = about(tokenizer, width=16)
+    UnitMel(new_networks(description).eval(), description).save(folder)
+    return folder
+
+
 # the folder of weights that a vocoder of 12 units at 25 Hz speaks with
-VOICES: dict[str, Callable[[Path], Path | None]] = {
-    "griffin-lim": lambda _: None,
-    "unit-hifigan": lambda folder: save_vocoder(folder, SPEAKS_25_HZ),
+VOICES: dict[str, Callable[[Path, SpeechTokenizer], Path | None]] = {
+    "griffin-lim": lambda *_: None,
+    "unit-hifigan": lambda folder, _: save_vocoder(folder, SPEAKS_25_HZ),
+    "unit-mel": fitted_voice,
 }
 
 
 @pytest.mark.parametrize("name", sorted(vocoders.BUILT_IN))
 def test_every_vocoder_conforms(name: str, tiny_tokenizer: SpeechTokenizer, tmp_path: Path) -> None:
-    vocoder = load_vocoder(name, tiny_tokenizer, VOICES[name](tmp_path))
+    vocoder = load_vocoder(name, tiny_tokenizer, VOICES[name](tmp_path, tiny_tokenizer))
     assert vocoder.name == name
     check_vocoder(vocoder, tiny_tokenizer.encode(RECORDINGS), samples_per_frame=640)
 
 
 @pytest.mark.parametrize("name", sorted(vocoders.BUILT_IN))
-def test_a_vocoder_refuses_units_that_it_cannot_speak(name: str, tmp_path: Path) -> None:
+def test_a_vocoder_refuses_units_that_it_cannot_speak(
+    name: str, tiny_tokenizer: SpeechTokenizer, tmp_path: Path
+) -> None:
     class Strange:
         name = "strange"
+        fingerprint = "f"
         num_units = 7
         frame_rate = 12.5
 
     with pytest.raises((ConfigError, MismatchError), match="'strange'"):
-        load_vocoder(name, Strange(), VOICES[name](tmp_path))
+        load_vocoder(name, Strange(), VOICES[name](tmp_path, tiny_tokenizer))
 
 
 @pytest.mark.parametrize("name", sorted(synthesizers.BUILT_IN))

@@ -30,6 +30,7 @@ _HELP = {
     "encode": "Speech → units: a folder of recordings, any format and rate.",
     "probe-units": "Folders of units, and labels or none → rates, purity, ABX, and a page to choose by.",
     "import-units": "The reference toolkit's features or tokens → units.",
+    "fit-vocoder": "Units and their recordings → a vocoder of these units, judged on recordings held out.",
     "pack": "Units (or text) → token shards.",
     "pretrain": "Token shards, and a text LM or none → LM.",
     "dpo": "LM and preference pairs → LM.",

@@ -12,6 +12,7 @@ from slam.units import Units
 BUILT_IN = {
     "griffin-lim": "slam.vocoders.griffin_lim:GriffinLim",
     "unit-hifigan": "slam.vocoders.unit_hifigan:UnitHiFiGAN",
+    "unit-mel": "slam.vocoders.unit_mel:UnitMel",
 }
 
 
