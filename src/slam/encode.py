@@ -20,6 +20,7 @@ import numpy as np
 from slam.errors import ConfigError, InputError
 from slam.fitting import FitConfig, fitted_tokenizer
 from slam.long_audio import detector
+from slam.metrics.unit_quality import perplexity
 from slam.pairs import PAIRS_FILE
 from slam.progress import bar
 from slam.recordings import MANIFEST_FILE, Recording, find_recordings
@@ -123,16 +124,18 @@ def encode(config: EncodeConfig, out: Path) -> Results:
         ThreadPoolExecutor(config.num_workers) as workers,
     ):
         encoder = _encoder(config, tokenizer, workers)
+        failures: list[dict[str, Any]] = []
         for index in mine:
             if shard_path(out, index).is_file():
                 progress.advance(len(shards[index]))
-                continue
-            outcomes = {}
-            for number, outcome in encoder.outcomes(shards[index]):
-                outcomes[number] = outcome
-                progress.advance()
-            _write(out, index, [outcomes[number] for number in range(len(shards[index]))])
-            _check_failures(config, out, range(len(shards)), len(recordings))
+            else:
+                outcomes = {}
+                for number, outcome in encoder.outcomes(shards[index]):
+                    outcomes[number] = outcome
+                    progress.advance()
+                _write(out, index, [outcomes[number] for number in range(len(shards[index]))])
+            failures += _failures(read_json_lines(_inputs_path(out, index)))
+            _check(failures, config, out, len(recordings))
     with _one_process(config, out):
         left = [index for index in range(len(shards)) if not shard_path(out, index).is_file()]
         if left:
@@ -186,19 +189,12 @@ def _inputs_path(out: Path, index: int) -> Path:
     return out / "shards" / f"{index:05d}.inputs.jsonl"
 
 
-def _inputs(out: Path, shards: Iterable[int]) -> list[dict[str, Any]]:
-    """What became of each recording of the shards that are there."""
-    return [
-        row
-        for index in shards
-        if shard_path(out, index).is_file()
-        for row in read_json_lines(_inputs_path(out, index))
-    ]
+def _failures(inputs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in inputs if row["fate"] == "failed"]
 
 
-def _check_failures(config: EncodeConfig, out: Path, shards: Iterable[int], num_recordings: int) -> None:
+def _check(failures: list[dict[str, Any]], config: EncodeConfig, out: Path, num_recordings: int) -> None:
     """Stop as soon as more recordings have failed than may."""
-    failures = [row for row in _inputs(out, shards) if row["fate"] == "failed"]
     if len(failures) > config.max_failures * num_recordings:
         write_json_lines(out / _FAILURES_FILE, failures)
         raise InputError(
@@ -211,9 +207,9 @@ def _join(
     config: EncodeConfig, out: Path, num_shards: int, tokenizer: SpeechTokenizer, num_recordings: int
 ) -> Results:
     """Describe the folder as a whole."""
-    _check_failures(config, out, range(num_shards), num_recordings)
-    inputs = _inputs(out, range(num_shards))
-    failures = [row for row in inputs if row["fate"] == "failed"]
+    inputs = [row for index in range(num_shards) for row in read_json_lines(_inputs_path(out, index))]
+    failures = _failures(inputs)
+    _check(failures, config, out, num_recordings)
     write_json_lines(out / MANIFEST_FILE, inputs)
     write_json_lines(out / _FAILURES_FILE, failures)
     if (config.audio / PAIRS_FILE).is_file():
@@ -241,11 +237,10 @@ def _results(
     out: Path, num_shards: int, tokenizer: SpeechTokenizer, inputs: Sequence[dict[str, Any]]
 ) -> Results:
     """Counts, and the two figures by which a wrong tokenizer shows: units used and their perplexity."""
-    failures = [row for row in inputs if row["fate"] == "failed"]
+    failures = _failures(inputs)
     rows = list(read_rows(out, num_shards))
     units = read_units(out)
-    share = np.bincount(units.ids, minlength=tokenizer.num_units) / max(1, len(units.ids))
-    used = share[share > 0]
+    counts = np.bincount(units.ids, minlength=tokenizer.num_units)
     seconds = sum(row["seconds"] for row in rows)
     return {
         "num_recordings": len(inputs) - len(failures),
@@ -257,7 +252,7 @@ def _results(
         "units_per_second": round(len(units.ids) / max(seconds, 1e-9), 2),
         "tokenizer": tokenizer.name,
         "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocabulary_used": int((share > 0).sum()),
+        "vocabulary_used": int((counts > 0).sum()),
         "vocabulary": tokenizer.num_units,
-        "unit_perplexity": round(float(np.exp(-(used * np.log(used)).sum())), 2),
+        "unit_perplexity": round(perplexity(counts), 2),
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from slam.errors import ConfigError, InputError
 from slam.pairs import PAIRS_FILE, read_pair_rows
+from slam.plots import figure, svg
 from slam.run import (
     Results,
     Run,
@@ -118,35 +119,10 @@ def _kind_table(kinds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"models": models, "rows": rows}
 
 
-def _figure() -> tuple[Any, Any]:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis="y", color="#e5e7eb")
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Any) -> Any:
-    """A figure as inline SVG; its letters are drawn as paths, so nothing in them is markup."""
-    from markupsafe import Markup
-    from matplotlib import pyplot as plt
-
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    drawing = buffer.getvalue()
-    return Markup(drawing[drawing.index("<svg") :])  # noqa: S704 - drawn above from numbers
-
-
 def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
     """Bars with their intervals; the line is chance."""
     table = _score_table(scores)
-    figure, axes = _figure()
+    drawing, axes = figure()
     shown = set()
     width = 0.8 / len(table["models"])
     for index, model in enumerate(table["models"]):
@@ -170,8 +146,8 @@ def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
     lowest = min(100 * row["low"] for row in scores)
     axes.set_ylim(min(30, max(0, lowest - 5)), 103)
     axes.set_ylabel("accuracy in %")
-    figure.legend(loc="outside upper center", ncols=len(table["models"]), frameon=False)
-    return _svg(figure)
+    drawing.legend(loc="outside upper center", ncols=len(table["models"]), frameon=False)
+    return svg(drawing)
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
@@ -193,7 +169,7 @@ def _curves(runs: Sequence[Named], models: Sequence[str]) -> list[tuple[str, Any
             groups.setdefault((item.run.stage, data), []).append(item)
     plots = []
     for (name, _), members in groups.items():
-        figure, axes = _figure()
+        drawing, axes = figure()
         items = sorted(members, key=lambda item: item.name)
         colours = _colours([item.name for item in items]) | _colours(models)
         for item in items:
@@ -210,7 +186,7 @@ def _curves(runs: Sequence[Named], models: Sequence[str]) -> list[tuple[str, Any
         axes.legend(frameon=False)
         what = "loss" if name == "pretrain" else "preference loss"
         names = ", ".join(item.name for item in items)
-        plots.append((f"{names}: {what} on held-out data (dots) and on training data (faint)", _svg(figure)))
+        plots.append((f"{names}: {what} on held-out data (dots) and on training data (faint)", svg(drawing)))
     return plots
 
 
