@@ -9,9 +9,10 @@ import transformers
 
 import reference_model
 import toy_language
+from slam.attention import PACKED
 from slam.errors import ConfigError
 from slam.model import SpeechLM
-from slam.packing import PACKED, logits, packed, token_log_likelihoods, use_packed
+from slam.packing import logits, packed, token_log_likelihoods, use_packed
 from slam.pretrain import PretrainConfig, pretrain
 from slam.run import read_json, read_json_lines
 from slam.shards import open_shards

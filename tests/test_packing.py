@@ -15,17 +15,16 @@ from torch._dynamo.testing import CompileCounter
 
 import reference_model
 import toy_language
-from slam import packing
+from slam import attention
+from slam.attention import PACKED, packed_attention
 from slam.errors import ConfigError, InputError
 from slam.packing import (
-    PACKED,
     Fill,
     by_length,
     document_sums,
     log_likelihoods,
     logits,
     packed,
-    packed_attention,
     token_log_likelihoods,
     use_packed,
 )
@@ -175,8 +174,8 @@ def path_of(path):
     """A way through the attention; gives the function that lays documents out for it."""
     with pytest.MonkeyPatch.context() as patch:
         if path in KERNELS:
-            patch.setattr(packing.varlen, "varlen_attn", KERNELS[path])
-            patch.setattr(packing, "_VARLEN_PARAMETERS", frozenset(signature(KERNELS[path]).parameters))
+            patch.setattr(attention.varlen, "varlen_attn", KERNELS[path])
+            patch.setattr(attention, "_VARLEN_PARAMETERS", frozenset(signature(KERNELS[path]).parameters))
             yield lambda documents: packed(documents, fill=FILL)
         elif path == "alone, then filler":
             yield lambda documents: replace(packed(documents, fill=FILL), starts=None, longest=0)
