@@ -7,7 +7,7 @@ import pytest
 
 from slam.errors import InputError
 from slam.pairs import PAIRS_FILE, PairRow, read_pair_rows, read_pairs, write_pair_rows
-from slam.units import deduplicate, finish_units, read_units, write_shard
+from slam.units import Units, deduplicate, finish_units, read_units, write_shard
 
 UTTERANCES = {
     "good": [1, 1, 2, 2, 2, 3, 3, 4],
@@ -78,6 +78,50 @@ def test_pairs_keep_the_order_of_their_file(folder: Path) -> None:
     assert [pair.id for pair in read_pairs(read_units(folder))] == names
 
 
+@pytest.mark.parametrize("durations", [True, False])
+def test_units_made_apart_come_back_as_they_were(durations: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    prompt, chosen, rejected = [1, 2, 3], [3, 4], [3, 1, 5]  # the sides begin as the prompt ends
+    whole = [np.array(prompt + side, np.uint16) for side in (chosen, rejected)]
+    units = [
+        Units(ids, np.arange(1, len(ids) + 1, dtype=np.uint16) if durations else None, 25.0) for ids in whole
+    ]
+    write_shard(tmp_path, 0, units, [{"id": "good"}, {"id": "bad"}])
+    about = {"num_units": 7, "tokenizer": "t", "fingerprint": "f", "frame_rate": 25.0, "num_shards": 1}
+    finish_units(tmp_path, **about, durations=durations)
+    write_pair_rows(tmp_path, [replace(ROW, chosen_start=None, rejected_start=None, prompt_units=3)])
+    (pair,) = read_pairs(read_units(tmp_path))
+    assert [part.ids.tolist() for part in (pair.prompt, pair.chosen, pair.rejected)] == [
+        prompt,
+        chosen,
+        rejected,
+    ]
+    for part, expected in ((pair.prompt, [1, 2, 3]), (pair.chosen, [4, 5]), (pair.rejected, [4, 5, 6])):
+        assert (part.durations is not None) is durations
+        assert part.durations is None or part.durations.tolist() == expected
+
+
+def test_the_seam_in_units_goes_before_the_seam_in_seconds(folder: Path) -> None:
+    write_pair_rows(folder, [replace(ROW, prompt_units=2)])
+    (pair,) = read_pairs(read_units(folder))
+    assert pair.prompt.ids.tolist() == [1, 2]
+    assert (pair.chosen.ids.tolist(), pair.rejected.ids.tolist()) == ([3, 4], [0, 4])
+
+
+def test_a_seam_behind_the_last_unit_leaves_a_side_without_units(folder: Path) -> None:
+    write_pair_rows(folder, [replace(ROW, prompt_units=4)])
+    with pytest.raises(InputError, match="pair 'p1' has a side without units"):
+        read_pairs(read_units(folder))
+
+
+def test_files_without_a_seam_in_units_are_written_as_before(tmp_path: Path) -> None:
+    write_pair_rows(tmp_path, [ROW])
+    (row,) = map(json.loads, (tmp_path / PAIRS_FILE).read_text().splitlines())
+    assert list(row) == [
+        *("id", "benchmark", "kind", "chosen", "rejected"),
+        *("chosen_start", "rejected_start", "reason", "story"),
+    ]
+
+
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_an_utterance_that_is_not_there_is_named(side: str, folder: Path) -> None:
     write_pair_rows(folder, [ROW, replace(ROW, id="p2", **{side: "lost"})])
@@ -101,6 +145,11 @@ def test_a_side_without_units_is_named(change: dict[str, object], folder: Path) 
         ({"kind": None, "chosen": None}, r"pairs.jsonl:2: lacks kind, chosen"),
         ({"chosen_start": "soon"}, r"pairs.jsonl:2: chosen_start = 'soon'"),
         ({"rejected_start": -1}, r"pairs.jsonl:2: rejected_start = -1"),
+        ({"chosen_start": None}, r"pairs.jsonl:2: lacks chosen_start"),
+        ({"prompt_units": -1}, r"pairs.jsonl:2: prompt_units = -1: expected how many units"),
+        ({"prompt_units": 1.5}, r"pairs.jsonl:2: prompt_units = 1.5"),
+        ({"prompt_units": True}, r"pairs.jsonl:2: prompt_units = True"),
+        ({"prompt_units": 2, "chosen_start": "soon"}, r"pairs.jsonl:2: chosen_start = 'soon'"),
     ],
 )
 def test_a_row_that_cannot_be_meant_is_named(change: dict[str, object], reason: str, tmp_path: Path) -> None:

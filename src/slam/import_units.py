@@ -1,22 +1,22 @@
-"""Units that the reference toolkit (slamkit) wrote → units: its features or its tokens, JSON lines.
+"""Units that the reference toolkit (slamkit) wrote → units: its features, tokens or pairs, JSON lines.
 
 Corpora are encoded once and at great cost, so those that are there already can be trained on here. The files
 do not say which tokenizer made their units: the user says so, by a folder that holds it or by a name.
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slam.errors import ConfigError, InputError, MismatchError
+from slam.imported import Imported, Origin
+from slam.pairs import write_pair_rows
 from slam.progress import bar
 from slam.run import Results, digest, read_json, replacing, source, stage, write_json_lines
-from slam.slamkit import numbered_lines, parse_line
+from slam.slamkit import numbered_lines
 from slam.tokenizers import ABOUT_FILE
-from slam.units import TOKENIZER_FOLDER, UNITS_FILE, Units, finish_units, merge, write_shard
+from slam.units import TOKENIZER_FOLDER, UNITS_FILE, Units, finish_units, write_shard
 
 _FAILURES_FILE = "failures.jsonl"
 
@@ -26,7 +26,7 @@ class ImportUnitsConfig:
     """Settings of `slam import-units`."""
 
     files: tuple[Path, ...] = source(required=True)
-    """JSONL files of the reference toolkit, in order: features (units and durations), or tokens."""
+    """JSONL files of the reference toolkit, in order: features (units and durations), tokens, or pairs."""
     tokenizer_from: Path | None = source()
     """A folder of units, or one with a tokenizer, of the tokenizer that made the files' units."""
     tokenizer: str | None = None
@@ -35,6 +35,8 @@ class ImportUnitsConfig:
     """How many units that tokenizer has; needed with `tokenizer`."""
     frame_rate: float | None = None
     """Its frames a second, before duplicates are merged; needed with `tokenizer`."""
+    benchmark: str = "preferences"
+    """Name of the set, where the files hold preference pairs."""
     shard_size: int = 10_000
     """Utterances in a file of the folder."""
     max_failures: float = 0.0
@@ -43,10 +45,16 @@ class ImportUnitsConfig:
     def __post_init__(self) -> None:
         if not self.files:
             raise ConfigError("files: name at least one JSONL file")
+        if not self.benchmark or "\t" in self.benchmark:
+            raise ConfigError(f"benchmark = {self.benchmark!r}: give a name, without tabs")
         if self.shard_size < 1:
             raise ConfigError("shard_size must be more than 0")
         if not 0 <= self.max_failures <= 1:
             raise ConfigError(f"max_failures = {self.max_failures}: is a share, between 0 and 1")
+        self._check_tokenizer()
+
+    def _check_tokenizer(self) -> None:
+        """Raise ConfigError unless it is said, and said once, what made the units."""
         named = {"tokenizer": self.tokenizer, "num_units": self.num_units, "frame_rate": self.frame_rate}
         given = [name for name, value in named.items() if value is not None]
         if self.tokenizer_from is not None:
@@ -73,34 +81,6 @@ class ImportUnitsConfig:
         return str(self.tokenizer), int(self.num_units or 0), float(self.frame_rate or 0)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The tokenizer that made the units."""
-
-    name: str
-    fingerprint: str
-    num_units: int
-    frame_rate: float  # Hz
-
-
-@dataclass
-class _Tally:
-    """What was met so far."""
-
-    seen: dict[str, tuple[Path, int]] = field(default_factory=dict)  # utterance → file and line
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    has_durations: bool | None = None  # as the first good line decides
-    num_empty: int = 0
-    num_merged: int = 0
-    num_units: int = 0
-    num_frames: int = 0
-
-    @property
-    def num_lines(self) -> int:
-        """Lines that are not blank."""
-        return len(self.seen) + len(self.failures)
-
-
 @stage
 def import_units(config: ImportUnitsConfig, out: Path) -> Results:
     """Import every line of `config.files` into the folder `out`.
@@ -110,9 +90,9 @@ def import_units(config: ImportUnitsConfig, out: Path) -> Results:
         MismatchError: `tokenizer_from` was changed.
     """
     origin = _origin(config)
-    tally = _Tally()
+    tally = Imported(origin, config.benchmark)
     try:
-        num_shards = _write_shards(config, out, origin, tally)
+        num_shards = _write_shards(config, out, tally)
     except InputError:  # nothing half-written stays
         shutil.rmtree(out / "shards", ignore_errors=True)
         raise
@@ -123,6 +103,8 @@ def import_units(config: ImportUnitsConfig, out: Path) -> Results:
             f"{len(tally.failures)} of {tally.num_lines} lines are malformed, the first: "
             f"{_where(tally.failures[0])}; all are named in {out / _FAILURES_FILE}"
         )
+    if tally.pairs:
+        write_pair_rows(out, tally.pairs)
     if config.tokenizer_from is not None:
         _copy_tokenizer(config.tokenizer_from / TOKENIZER_FOLDER, out / TOKENIZER_FOLDER)
     has_durations = tally.has_durations is not False
@@ -136,7 +118,7 @@ def import_units(config: ImportUnitsConfig, out: Path) -> Results:
         durations=has_durations,
     )
     return {
-        "num_utterances": len(tally.seen),
+        "num_utterances": tally.num_utterances,
         "num_empty": tally.num_empty,
         "num_failures": len(tally.failures),
         "failures": [_where(row) for row in tally.failures[:20]],
@@ -145,7 +127,7 @@ def import_units(config: ImportUnitsConfig, out: Path) -> Results:
         "seconds_of_speech": round(tally.num_frames / origin.frame_rate, 2) if has_durations else None,
         "tokenizer": origin.name,
         "tokenizer_fingerprint": origin.fingerprint,
-    }
+    } | ({"num_pairs": len(tally.pairs), "num_seam_repeats": tally.num_seam_repeats} if tally.pairs else {})
 
 
 def _origin(config: ImportUnitsConfig) -> Origin:
@@ -181,7 +163,7 @@ def _origin(config: ImportUnitsConfig) -> Origin:
     return next(iter(found.values()))
 
 
-def _write_shards(config: ImportUnitsConfig, out: Path, origin: Origin, tally: _Tally) -> int:
+def _write_shards(config: ImportUnitsConfig, out: Path, tally: Imported) -> int:
     """Write the utterances of all files in order; gives the number of shards."""
     units: list[Units] = []
     rows: list[dict[str, Any]] = []
@@ -193,16 +175,17 @@ def _write_shards(config: ImportUnitsConfig, out: Path, origin: Origin, tally: _
                 if not line.strip():
                     continue
                 try:
-                    row, imported = _utterance(line, (path, number), origin, tally)
+                    utterances = tally.take(line, (path, number))
                 except InputError as error:
                     failure = {"file": str(path), "line": number, "reason": str(error)}
                     if not config.max_failures:
                         raise InputError(_where(failure)) from None
                     tally.failures.append(failure)
                     continue
-                rows.append(row)
-                units.append(imported)
-                if len(units) == config.shard_size:
+                for row, imported in utterances:
+                    rows.append(row)
+                    units.append(imported)
+                if len(units) >= config.shard_size:
                     write_shard(out, num_shards, units, rows)
                     units, rows, num_shards = [], [], num_shards + 1
     if not tally.num_lines:
@@ -211,39 +194,6 @@ def _write_shards(config: ImportUnitsConfig, out: Path, origin: Origin, tally: _
         write_shard(out, num_shards, units, rows)
         num_shards += 1
     return num_shards
-
-
-def _utterance(
-    line: bytes, place: tuple[Path, int], origin: Origin, tally: _Tally
-) -> tuple[dict[str, Any], Units]:
-    """A line → its row of the manifest and its units; what it held is added to the tally.
-
-    Raises:
-        InputError: it is malformed; the reason alone.
-    """
-    name, ids, durations = parse_line(line)
-    if len(ids) and ids.max() >= origin.num_units:
-        raise InputError(f"unit {ids.max()} is outside a vocabulary of {origin.num_units} units")
-    if name in tally.seen:
-        before, number = tally.seen[name]
-        raise InputError(f"{name!r} was given before, in {before}:{number}")
-    has_durations = durations is not None
-    if tally.has_durations not in (None, has_durations):
-        here, others = ("has", "have none") if has_durations else ("has no", "have them")
-        raise InputError(f"{here} durations, and the lines before {others}; import such files apart")
-    units = merge(ids, np.ones(len(ids), np.int64) if durations is None else durations, origin.frame_rate)
-    row: dict[str, Any] = {"id": name, "num_units": len(units)}
-    if durations is None:
-        units = Units(units.ids, None, origin.frame_rate)
-    else:
-        row["seconds"] = units.num_frames / origin.frame_rate
-        tally.num_frames += units.num_frames
-    tally.has_durations = has_durations
-    tally.seen[name] = place
-    tally.num_empty += not len(ids)
-    tally.num_merged += int((ids[1:] == ids[:-1]).sum())
-    tally.num_units += len(units)
-    return row, units
 
 
 def _size(path: Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from slam import (
+    build_pairs,
     dpo,
     encode,
     evaluate,
@@ -45,6 +46,7 @@ class Stage:
 
 
 STAGES: Mapping[str, Stage] = {
+    "build-pairs": Stage(build_pairs.BuildPairsConfig, build_pairs.build_pairs),
     "synthesize": Stage(synthesize.SynthesizeConfig, synthesize.synthesize),
     "fit-units": Stage(fit_units.FitUnitsConfig, fit_units.fit_units),
     "encode": Stage(encode.EncodeConfig, encode.encode),
