@@ -1,13 +1,20 @@
 """Synthesizers: text → speech. One file each; all keep the contract below (`tests/conformance.py`)."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from slam import parts
 from slam.audio import Audio
+from slam.errors import ConfigError
 
-BUILT_IN = {"espeak": "slam.synthesizers.espeak:Espeak"}
+BUILT_IN = {
+    "espeak": "slam.synthesizers.espeak:Espeak",
+    "kokoro": "slam.synthesizers.kokoro:Kokoro",
+    "piper": "slam.synthesizers.piper:Piper",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,24 @@ class Synthesizer(Protocol):
         ...
 
 
-def load_synthesizer(name: str) -> Synthesizer:
-    """The synthesizer called `name`, ready to speak."""
-    found: Synthesizer = parts.resolve("synthesizer", name, BUILT_IN)()
-    return found
+def load_synthesizer(name: str, folder: Path | None = None) -> Synthesizer:
+    """The synthesizer called `name`, ready to speak.
+
+    Args:
+        name: of a built-in one, or package.module:Name of the user's own.
+        folder: of its voices or weights, for one that takes a `folder`.
+
+    Raises:
+        ConfigError: there is none of that name, it takes no folder, or it needs one.
+        MissingExtraError: a package that it needs is not installed.
+        InputError: the folder is missing or damaged.
+    """
+    found = parts.resolve("synthesizer", name, BUILT_IN)
+    made: Synthesizer
+    if folder is None:
+        made = found()
+    elif "folder" in inspect.signature(found).parameters:
+        made = found(folder)
+    else:
+        raise ConfigError(f"the synthesizer {name!r} takes no folder; leave it out")
+    return made

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from slam.audio import Audio
 from slam.errors import ConfigError, InputError, MissingExtraError
 from slam.synthesizers import Speech, Utterance
+from slam.synthesizers.sentences import check_readable
 
 _SAMPLE_RATE = 22_050  # Hz, of every voice of eSpeak's own
 _GRID = 882  # samples in 40 ms
@@ -81,7 +82,7 @@ class Espeak:
 
         Raises:
             ConfigError: a voice does not exist.
-            InputError: nothing could be spoken of a text.
+            InputError: nothing could be spoken of a text, or it has letters that the voice cannot read.
         """
         return [_speak(utterance, sample_rate) for utterance in utterances]
 
@@ -91,6 +92,8 @@ def _speak(utterance: Utterance, sample_rate: int) -> Speech:
     pieces: list[npt.NDArray[np.int16]] = []
     words: list[tuple[int, float]] = []
     length = 0
+    language = utterance.voice.partition("+")[0]
+    check_readable(utterance.text, f"eSpeak's voice {language!r}", language)
     with _fresh_library() as library:
         _set_voice(library, utterance.voice)
         library.espeak_SetParameter(_RATE, utterance.rate, 0)
