@@ -63,6 +63,19 @@ def test_what_is_written_is_read_again_to_sixteen_bits(tmp_path: Path) -> None:
         assert again.sample_rate == audio.sample_rate
         np.testing.assert_allclose(again.samples, audio.samples, atol=1 / 32_768)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.wav", "b.flac"]
+    written = [read_audio(tmp_path / "new" / name).samples.tobytes() for name in ("a.wav", "b.flac")]
+    assert written[0] == written[1]  # so that units do not depend on the format
+
+
+@pytest.mark.parametrize("rate", [8_000, 12_000, 16_000, 24_000, 48_000])
+def test_opus_is_read_again_at_its_rate_and_length_and_nearly_the_same(rate: int, tmp_path: Path) -> None:
+    audio = Audio(tone(rate, hertz=440)[: rate // 3 + 7], rate)
+    write_audio(tmp_path / "a.opus", audio)
+    again = read_audio(tmp_path / "a.opus")
+    assert again.sample_rate == rate
+    assert len(again.samples) == len(audio.samples)
+    assert audio_seconds(tmp_path / "a.opus") == pytest.approx(audio.seconds, abs=1e-3)
+    assert np.corrcoef(again.samples, audio.samples)[0, 1] > 0.95
 
 
 def test_too_loud_samples_are_clipped_not_wrapped(tmp_path: Path) -> None:

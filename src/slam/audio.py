@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ RESAMPLING = "HQ"  # soxr's name of a quality
 _SHORT_DATA = re.compile(r"(?:data|Data Size) *: (\d+) \(should be (\d+)\)")
 _UNKNOWN_LENGTH = 0x7FFF_0000  # bytes; a program that wrote into a pipe claims as much as it can
 _MOST_SAMPLES_PER_BYTE = 65_536  # silence in flac, which packs best, stays far below
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)  # Hz; the format knows no others
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64"})
 
 
@@ -137,14 +138,31 @@ def _lacks_data(log: str) -> bool:
 
 
 def write_audio(path: Path, audio: Audio) -> None:
-    """Write 16-bit samples in the format that the suffix names (`.wav`, `.flac` …), whole or not at all."""
+    """Write a sound file in the format that the suffix names, whole or not at all.
+
+    `.wav`, `.flac` and the like hold 16-bit samples, the same in each; `.opus` is Opus in Ogg, at one of
+    `OPUS_RATES`. Two Opus files of the same samples hold the same sound, but not the same bytes.
+    """
     import soundfile
 
-    # by way of memory: libsndfile does not say that a disk is full
-    whole = io.BytesIO()
-    soundfile.write(whole, audio.samples, audio.sample_rate, subtype="PCM_16", format=path.suffix[1:].upper())
+    samples, kind, subtype = audio.samples, path.suffix[1:].upper(), "PCM_16"
+    if kind == "OPUS":
+        kind, subtype = "OGG", "OPUS"
+    elif kind == "FLAC":  # libsndfile rounds for flac, and cuts for all others
+        cut = _in_memory(samples, audio.sample_rate, "WAV", subtype)
+        samples, _ = soundfile.read(io.BytesIO(cut), dtype="int16")
+    content = _in_memory(samples, audio.sample_rate, kind, subtype)
     with replacing(path, flush=False) as partial:
-        partial.write_bytes(whole.getvalue())
+        partial.write_bytes(content)
+
+
+def _in_memory(samples: Any, sample_rate: int, kind: str, subtype: str) -> bytes:
+    """A sound file; by way of memory, since libsndfile does not say that a disk is full."""
+    import soundfile
+
+    whole = io.BytesIO()
+    soundfile.write(whole, samples, sample_rate, subtype=subtype, format=kind)
+    return whole.getvalue()
 
 
 def find_audio(folder: Path) -> Iterator[Path]:

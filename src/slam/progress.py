@@ -57,8 +57,13 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, total: float) -> Iterator[Bar]:
-    """Show a bar that goes away when the work is done; off a terminal, a line now and then."""
+def bar(what: str, total: float | None) -> Iterator[Bar]:
+    """Show a bar that goes away when the work is done; off a terminal, a line now and then.
+
+    Args:
+        what: is done.
+        total: when it is done; None where that is not known.
+    """
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=28),

@@ -1,93 +1,89 @@
-"""Text → speech: the user's lines, or stories and pairs of the built-in grammar, spoken by a synthesizer.
+"""Text → speech, or units of it: the user's texts and pairs, or those of the built-in grammar.
 
-Writes sound files, `manifest.jsonl` (a row an utterance) and, where pairs were asked for, `pairs.jsonl`.
-Work is cut into shards; a shard's manifest is written after its sound, so an interrupted run goes on at the
-first missing one.
+Writes sound files, `manifest.jsonl` (a row an utterance) and, where pairs were asked for, `pairs.jsonl`; with
+`units_only` the folder of units that `slam encode` would make of them, and no sound is kept. Work is cut into
+shards, whose lines are read when their turn comes; an interrupted run goes on at the first missing one, and
+several processes may share them.
 """
 
+import json
 import os
-import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from shutil import rmtree
+from typing import Any, Literal
 
-from slam.audio import write_audio
+from slam.audio import OPUS_RATES
+from slam.encoding import encoder, finish_encoded, given_tokenizer, inputs_path, write_outcomes
 from slam.errors import ConfigError, InputError
-from slam.pairs import PairRow, write_pair_rows
+from slam.pairs import write_pair_rows
 from slam.progress import bar
-from slam.run import Results, effort, read_json_lines, read_lines, source, stage, write_json_lines
-from slam.stories import Split, write_pairs, write_texts
-from slam.synthesizers import Utterance, load_synthesizer
+from slam.recordings import MANIFEST_FILE, Recording
+from slam.run import Results, effort, read_json_lines, replacing, source, stage, write_json_lines
+from slam.shares import Share, one_process, read_share
+from slam.speaking import Job, Line, Manner, described, perform
+from slam.spoken_pairs import Spoken, spoken_pairs
+from slam.synthesizers import load_synthesizer
+from slam.text_plan import Plan, PlanConfig, plan
+from slam.tokenizers import SpeechTokenizer
+from slam.units import shard_path
+from slam.utterances import Encoder
 
-MANIFEST_FILE = "manifest.jsonl"
 _FAILURES_FILE = "failures.jsonl"
-KINDED = ("preferences", "storycloze")  # whose pairs `kinds` restricts
+_PASSING = "passing"  # folder of the sound that is on its way to units
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesizeConfig:
+class SynthesizeConfig(PlanConfig):
     """Settings of `slam synthesize`."""
 
-    text: Path | None = source()
-    """The user's own text: a .txt file with an utterance a line, or .jsonl with a "text" in each line."""
-    texts: dict[str, int] = field(default_factory=dict)
-    """How many texts of the built-in grammar: stories, sentences, phrases, words → count."""
-    pairs: dict[str, int] = field(default_factory=dict)
-    """How many pairs: preferences, swuggy, sblimp, storycloze, topic-storycloze → count."""
-    kinds: tuple[str, ...] = ()
-    """Kinds of contradiction in story pairs; all kinds if none is named."""
-    split: Split = "train"
-    """Which stories: no story is in two splits."""
+    balance_lengths: bool = True
+    """Leave out pairs of `pairs_from` until better sides are longer as often as shorter."""
     text_only: bool = False
     """Write the manifest without speaking, for a text language model."""
     synthesizer: str = "espeak"
     """Who speaks: a built-in synthesizer, or package.module:Name."""
-    voices: tuple[str, ...] = ("en-us",)
-    """Voices, drawn for each utterance; a pair keeps one voice on both sides."""
-    rates: tuple[int, ...] = (180,)
-    """Speaking rates in words per minute, drawn for each utterance."""
+    synthesizer_folder: Path | None = source()
+    """Folder of the synthesizer's voices or weights, for one that takes it."""
     sample_rate: int = 16_000
     """Sample rate of the sound files in Hz."""
-    seed: int = 0
-    """Decides texts, voices and rates."""
+    audio_format: Literal["wav", "flac", "opus"] = "wav"
+    """Format of the sound files; opus loses a little, wav and flac hold 16 bits."""
+    units_only: Path | None = source()
+    """A folder of units whose tokenizer encodes the speech at once: units are kept, and no sound."""
+    tokenizer: str | None = None
+    """The name of that tokenizer, package.module:Name, if it is not a built-in one."""
     shard_size: int = 200
     """Utterances in a unit of work."""
+    shard: str | None = effort(None)
+    """I/N: speak only each N-th shard, from the I-th on; the last process to end joins them."""
     num_workers: int = effort(lambda: os.cpu_count() or 1)
     """Processes that speak at the same time."""
 
     def __post_init__(self) -> None:
-        if not (self.text or self.texts or self.pairs):
-            raise ConfigError(
-                "nothing to say: give text (a file), texts or pairs (counts of the built-in grammar)"
-            )
-        if not self.voices or not self.rates:
-            raise ConfigError("voices and rates must each name at least one")
-        if self.text_only and self.pairs:
+        super().__post_init__()
+        if self.text_only and self.has_pairs:
             raise ConfigError("pairs are spoken: text_only cannot go with them")
-        for table in ("texts", "pairs"):
-            for name, count in getattr(self, table).items():
-                if count < 1:
-                    raise ConfigError(f"{table}.{name} = {count}: must be at least 1")
+        if self.text_only and (self.units_only or self.shard):
+            raise ConfigError("text_only speaks nothing: leave out units_only and shard")
         for name, least in (("sample_rate", 8000), ("shard_size", 1), ("num_workers", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        self._check_sound()
+        read_share(self.shard)
 
-
-@dataclass(frozen=True)
-class Line:
-    """An utterance to be: what the manifest will say of it but for its sound."""
-
-    id: str
-    text: str
-    source: str
-    story: str | None
-    voice: str
-    rate: int
-    side_start: int  # character at which a pair's side begins; 0 where there is none
+    def _check_sound(self) -> None:
+        if self.units_only and self.audio_format != "wav":
+            raise ConfigError("units_only keeps no sound: leave out audio_format")
+        if self.tokenizer and not self.units_only:
+            raise ConfigError("tokenizer names that of units_only; give both or neither")
+        if self.audio_format == "opus" and self.sample_rate not in OPUS_RATES:
+            known = ", ".join(map(str, OPUS_RATES))
+            raise ConfigError(f"sample_rate = {self.sample_rate}: opus has {known} Hz")
 
 
 @stage
@@ -95,150 +91,176 @@ def synthesize(config: SynthesizeConfig, out: Path) -> Results:
     """Speak the texts and pairs that `config` asks for into the folder `out`.
 
     Raises:
-        InputError: the user's text is missing or empty.
+        InputError: the user's text is missing or empty, or the data set cannot be reached.
         ConfigError: the grammar, the synthesizer or the voice does not exist.
+        Unfinished: with `config.shard`, other processes have shards yet to speak.
     """
-    lines, pairs = plan(config)
     if config.text_only:
-        write_json_lines(out / MANIFEST_FILE, [asdict(line) for line in lines])
-        return {"num_utterances": len(lines), "num_words": sum(len(line.text.split()) for line in lines)}
-    synthesizer = load_synthesizer(config.synthesizer)
+        return _write_text(config, plan(config, out), out)
+    synthesizer = load_synthesizer(config.synthesizer, config.synthesizer_folder)
     for voice in config.voices:
         synthesizer.check_voice(voice)
-    shards = [lines[i : i + config.shard_size] for i in range(0, len(lines), config.shard_size)]
-    missing = [index for index in range(len(shards)) if not _rows_path(out, index).is_file()]
-    with bar("speaking", len(lines)) as progress:
-        progress.advance(sum(len(shard) for index, shard in enumerate(shards) if index not in missing))
-        jobs = [(config.synthesizer, config.sample_rate, out, index, shards[index]) for index in missing]
-        for count in _perform(jobs, config.num_workers):
-            progress.advance(count)
-    told = [row for index in range(len(shards)) for row in read_json_lines(_rows_path(out, index))]
-    rows = [row for row in told if "audio" in row]
-    failures = [row for row in told if "audio" not in row]
+    with one_process(out, config.shard):
+        planned = plan(config, out)
+        for voice in sorted(planned.voices - set(config.voices)):
+            synthesizer.check_voice(voice)
+        tokenizer = None
+        if config.units_only is not None:
+            tokenizer = given_tokenizer(config.units_only, out, config.tokenizer)
+    num_shards = _speak(config, planned, out, tokenizer)
+    with one_process(out, config.shard):
+        left = [index for index in range(num_shards) if not _done(config, out, index)]
+        read_share(config.shard).check_joined(out, left, num_shards)
+        results = _join(config, planned, out, num_shards)
+        if tokenizer:
+            results |= finish_encoded(out, num_shards, tokenizer) | {
+                "num_utterances": results["num_utterances"]
+            }
+    return results | planned.about | {"synthesizer_version": synthesizer.version}
+
+
+def _write_text(config: SynthesizeConfig, planned: Plan, out: Path) -> Results:
+    """The manifest of what would be said."""
+    num_utterances = num_words = num_blank = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal num_utterances, num_words, num_blank
+        for line in planned.lines():
+            try:
+                row, _ = described(line, config.normalization)
+            except InputError:
+                num_blank += 1
+                continue
+            num_utterances += 1
+            num_words += len(row["text"].split())
+            yield row
+
+    _write_rows(out / MANIFEST_FILE, rows())
+    counts = {"num_utterances": num_utterances, "num_words": num_words}
+    return counts | ({"num_failures": num_blank} if num_blank else {}) | planned.about
+
+
+def _speak(config: SynthesizeConfig, planned: Plan, out: Path, tokenizer: SpeechTokenizer | None) -> int:
+    """Speak the shards that are missing of this process's; how many there are of all."""
+    from threadpoolctl import threadpool_limits
+
+    share = read_share(config.shard)
+    shards = Shards(planned, config.shard_size, share, lambda index: _done(config, out, index))
+    with (
+        bar("speaking", planned.num_lines) as progress,
+        threadpool_limits(1) if tokenizer else nullcontext(),
+        ThreadPoolExecutor(config.num_workers) as threads,
+    ):
+        at_work = None if tokenizer is None else encoder(tokenizer, threads, whole=config.has_pairs)
+        progress.advance(shards.start * config.shard_size)
+        jobs = (_job(config, out, index, lines) for index, lines in shards.missing(progress.advance))
+        for job in perform(jobs, config.num_workers):
+            if at_work:
+                _encode(at_work, job, out)
+            progress.advance(len(job.lines))
+    if not shards.number:
+        raise InputError(f"{config.dataset or config.dataset_folder}: holds no rows")
+    return shards.number
+
+
+class Shards:
+    """The lines cut into shards, as they are read: from the first that is still to be spoken on."""
+
+    def __init__(self, planned: Plan, size: int, share: Share, done: Callable[[int], bool]) -> None:
+        self._planned, self._size, self._share, self._done = planned, size, share, done
+        first = next(index for index in count(share.first, share.step) if not done(index))
+        self.start = max(0, first - share.step + 1)  # all before are of shards that must be there
+        self.number = self.start  # of the shards there are, once `missing` has gone through
+
+    def missing(self, skipped: Callable[[int], None]) -> Iterator[tuple[int, list[Line]]]:
+        """`(index, lines)` of each shard of the share that is not done; tell `skipped` of other lines."""
+        lines = self._planned.lines(self.start * self._size)
+        while shard := list(islice(lines, self._size)):
+            index, self.number = self.number, self.number + 1
+            if index in self._share and not self._done(index):
+                yield index, shard
+            else:
+                skipped(len(shard))
+
+
+def _job(config: SynthesizeConfig, out: Path, index: int, lines: list[Line]) -> Job:
+    manner = Manner(
+        synthesizer=config.synthesizer,
+        folder=config.synthesizer_folder,
+        sample_rate=config.sample_rate,
+        suffix=f".{config.audio_format}",
+        normalization=config.normalization,
+    )
+    audio, rows = Path("audio") / f"{index:05d}", _rows_path(out, index)
+    if config.units_only:
+        audio = Path(_PASSING) / f"{index:05d}"
+        rows = out / audio / MANIFEST_FILE
+        rmtree(out / audio, ignore_errors=True)  # what an interrupted run left
+    return Job(manner, index, lines, out, audio, rows)
+
+
+def _encode(at_work: Encoder, job: Job, out: Path) -> None:
+    """Make the shard's sound units, and remove it."""
+    rows = read_json_lines(job.rows)
+    spoken = [row for row in rows if "reason" not in row]
+    recordings = [Recording(row["id"], out / row.pop("audio")) for row in spoken]
+    outcomes = dict(at_work.outcomes(recordings))
+    for number, row in enumerate(spoken):
+        told = outcomes[number].row
+        row |= {key: told[key] for key in told if key != "seconds"}
+    inputs = [row if "fate" in row else row | {"fate": "failed"} for row in rows]
+    write_outcomes(out, job.index, [outcomes[number] for number in range(len(spoken))], inputs)
+    rmtree(out / job.audio)
+
+
+def _join(config: SynthesizeConfig, planned: Plan, out: Path, num_shards: int) -> Results:
+    """Write what describes the folder as a whole: a row of the manifest is in memory at a time."""
+    sided = {name for pair in planned.pairs for name in (pair.chosen, pair.rejected)}
+    spoken: dict[str, Spoken] = {}
+    failures: list[dict[str, Any]] = []
+    told = {"num_utterances": 0, "num_words": 0, "seconds": 0.0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for index in range(num_shards):
+            for row in read_json_lines((inputs_path if config.units_only else _rows_path)(out, index)):
+                if "reason" in row:
+                    failures.append({"id": row["id"], "reason": row["reason"]})
+                    continue
+                start = row.pop("side_seconds")
+                if row["id"] in sided:
+                    spoken[row["id"]] = Spoken(start, row["seconds"])
+                told["num_utterances"] += 1
+                told["num_words"] += len(row["text"].split())
+                told["seconds"] += row["seconds"]
+                yield row
+
+    _write_rows(out / MANIFEST_FILE, rows())
     write_json_lines(out / _FAILURES_FILE, failures)
-    if not rows:
+    if not told["num_utterances"]:
         raise InputError(f"nothing could be spoken, the first: {failures[0]['reason']}")
-    starts = {row["id"]: row.pop("side_seconds") for row in rows}
-    write_json_lines(out / MANIFEST_FILE, rows)
+    balanced = planned.built if config.balance_lengths else frozenset()
+    pairs, counts = spoken_pairs(planned.pairs, spoken, balanced, config.seed)
     if pairs:
-        write_pair_rows(
-            out,
-            [
-                PairRow(**p, chosen_start=starts[p["chosen"]], rejected_start=starts[p["rejected"]])
-                for p in pairs
-            ],
-        )
+        write_pair_rows(out, pairs)
+    rmtree(out / _PASSING, ignore_errors=True)
     return {
-        "num_utterances": len(rows),
+        "num_utterances": told["num_utterances"],
         "num_failures": len(failures),
         "failures": [row["reason"] for row in failures[:20]],
-        "num_pairs": len(pairs),
-        "num_words": sum(len(row["text"].split()) for row in rows),
-        "seconds_of_speech": round(sum(row["seconds"] for row in rows), 2),
-        "synthesizer_version": synthesizer.version,
+        **counts,
+        "num_words": told["num_words"],
+        "seconds_of_speech": round(told["seconds"], 2),
     }
 
 
-def plan(config: SynthesizeConfig) -> tuple[list[Line], list[dict[str, Any]]]:
-    """Every utterance that `config` asks for, and the pairs among them (rows without their times)."""
-    lines: list[Line] = []
-    pairs: list[dict[str, Any]] = []
-
-    def say(name: str, text: str, origin: str, story: str | None, *, key: str, start: int = 0) -> None:
-        generator = random.Random(f"{config.seed}-{key}")  # noqa: S311 - reproducible, not secret
-        voice, rate = generator.choice(config.voices), generator.choice(config.rates)
-        lines.append(Line(name, text, origin, story, voice, rate, start))
-
-    for number, text in enumerate(_read_texts(config.text) if config.text else (), 1):
-        say(f"line-{number:07d}", text, "text", None, key=f"line-{number}")
-    try:
-        for origin, count in config.texts.items():
-            for item in write_texts(origin, count, split=config.split, seed=config.seed):
-                say(item.id, item.text, item.source, item.story, key=item.id)
-        for origin, count in config.pairs.items():
-            for pair in write_pairs(
-                origin,
-                count,
-                split=config.split,
-                seed=config.seed,
-                kinds=config.kinds if origin in KINDED else (),
-            ):
-                opening = f"{pair.prompt} " if pair.prompt else ""
-                for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                    name = f"{pair.id}-{side}"
-                    say(name, opening + text, origin, pair.story, key=pair.id, start=len(opening))
-                pairs.append(
-                    {
-                        "id": pair.id,
-                        "benchmark": pair.source,
-                        "kind": pair.kind,
-                        "chosen": f"{pair.id}-chosen",
-                        "rejected": f"{pair.id}-rejected",
-                        "reason": pair.reason,
-                        "story": pair.story,
-                    }
-                )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return lines, pairs
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line as they come, whole or not at all."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _read_texts(path: Path) -> list[str]:
-    """The utterances of the user's file, blank lines left out."""
-    if path.suffix == ".jsonl":
-        texts = []
-        for number, row in enumerate(read_json_lines(path), 1):
-            if not isinstance(row.get("text"), str) or not row["text"].strip():
-                raise InputError(f'{path}: row {number} has no "text"')
-            texts.append(row["text"])
-    else:
-        texts = [line for line in read_lines(path) if line.strip()]
-    if not texts:
-        raise InputError(f"{path}: holds no text")
-    return [" ".join(text.split()) for text in texts]
-
-
-Job = tuple[str, int, Path, int, Sequence[Line]]
-
-
-def _perform(jobs: Sequence[Job], num_workers: int) -> Iterator[int]:
-    """Speak each shard, in processes of their own where there is enough to do; yield utterances done."""
-    if num_workers == 1 or len(jobs) <= 1:
-        yield from map(_speak_shard, jobs)
-        return
-    pool = ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn"))
-    try:
-        yield from pool.map(_speak_shard, jobs)
-    except BrokenProcessPool:
-        raise InputError(
-            "a process that spoke was killed (out of memory?); run again to go on, with fewer num_workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _speak_shard(job: Job) -> int:
-    """Write a shard's sound, then its manifest."""
-    name, sample_rate, out, index, lines = job
-    synthesizer = load_synthesizer(name)
-    rows = []
-    for line in lines:
-        utterance = Utterance(line.text, line.voice, line.rate)
-        try:
-            speech = synthesizer.synthesize([utterance], sample_rate)[0]
-        except InputError as error:
-            if line.source != "text":
-                raise
-            rows.append({"id": line.id, "reason": str(error)})  # a line of dashes ends no book
-            continue
-        path = Path("audio") / f"{index:05d}" / f"{line.id}.wav"
-        write_audio(out / path, speech.audio)
-        start = speech.seconds_at(line.side_start) if line.side_start else 0.0
-        row = asdict(line) | {"audio": str(path), "seconds": speech.audio.seconds, "side_seconds": start}
-        del row["side_start"]
-        rows.append(row)
-    write_json_lines(_rows_path(out, index), rows)
-    return len(rows)
+def _done(config: SynthesizeConfig, out: Path, index: int) -> bool:
+    return (shard_path if config.units_only else _rows_path)(out, index).is_file()
 
 
 def _rows_path(out: Path, index: int) -> Path:
