@@ -14,16 +14,20 @@ import numpy as np
 
 from slam import world
 from slam.budget import ScheduleName, TrainingConfig
-from slam.errors import ConfigError, InputError
-from slam.pairs import Pair, read_pairs
+from slam.errors import ConfigError
+from slam.guard_rails import Limits, divergence, length_alone, pretraining_loss, repetition, watched
+from slam.pairs import read_pairs
+from slam.preferences import Preferences, comparable_pairs, divide, format_pairs
 from slam.run import Results, joint_stage, source
-from slam.shards import Batches
-from slam.units import Ids, Vocabulary, read_units
+from slam.shards import Batches, open_shards
+from slam.units import read_units
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from slam.guard_rails import Look
+    from slam.model import SpeechLM
     from slam.packing import Fill, Packed
     from slam.training import Task
 
@@ -62,6 +66,20 @@ class DpoConfig(TrainingConfig):
     """Share of the pairs kept for validation."""
     context: int = 1024
     """Most tokens in prompt and continuation; the prompt is cut from its left."""
+    validation_shards: Path | None = source()
+    """Token shards whose validation part watches what the model keeps of its pre-training."""
+    samples: int = 32
+    """Held-out prompts continued at each validation, to watch for repetition; 0 for none."""
+    max_validation_loss_rise: float | None = None
+    """How far the loss on the validation shards may rise, in nats a token, before tuning stops."""
+    max_repetition_rise: float | None = None
+    """How far the samples' mean auto-BLEU-2 may rise, a share, before tuning stops."""
+    patience: int | None = None
+    """Validations without a better held-out preference accuracy before tuning stops; the best is saved."""
+    lora_rank: int | None = None
+    """Rank of low-rank adapters, trained instead of the model's weights and then added to them."""
+    lora_alpha: int = 32
+    """With lora_rank, an adapter counts by this over its rank."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,44 +91,37 @@ class DpoConfig(TrainingConfig):
             raise ConfigError(f'label_smoothing goes with loss = "dpo" only, not {self.loss!r}')
         if self.sft_weight < 0:
             raise ConfigError("sft_weight must not be negative")
+        self._check_guard_rails()
+        self._check_lora()
 
+    def _check_guard_rails(self) -> None:
+        limits = self.limits
+        if self.samples < 0:
+            raise ConfigError(f"samples = {self.samples}: must not be negative")
+        if limits.max_validation_loss_rise is not None and self.validation_shards is None:
+            raise ConfigError(
+                "max_validation_loss_rise needs validation_shards: a folder that slam pack wrote"
+            )
+        if limits.max_repetition_rise is not None and not self.samples:
+            raise ConfigError("max_repetition_rise needs samples: say how many")
 
-@dataclass(frozen=True, kw_only=True)
-class Preferences:
-    """Pairs as documents: the better side and the worse, each after its prompt."""
+    def _check_lora(self) -> None:
+        if self.lora_rank is None:
+            return
+        if self.lora_rank < 1 or not self.lora_alpha > 0:
+            raise ConfigError("lora_rank must be at least 1, lora_alpha more than 0")
+        if self.optimizer == "muon":
+            raise ConfigError('lora_rank goes with optimizer = "adamw" only')
+        if self.embeddings_first:
+            raise ConfigError("lora_rank trains no embeddings; leave embeddings_first out")
 
-    chosen: list[Ids]  # [B] documents
-    rejected: list[Ids]  # [B]
-    skipped: list[int]  # [B] targets that belong to the prompt, the same on both sides
-
-    def costs(self) -> np.ndarray:
-        """Tokens in both documents of each pair, `[B]`, the prompt counted twice."""
-        return np.array([len(c) + len(r) for c, r in zip(self.chosen, self.rejected, strict=True)])
-
-    def continuation_tokens(self) -> np.ndarray:
-        """Tokens that count on each side of each pair, `[2, B]`."""
-        sides = (self.chosen, self.rejected)
-        return np.array([[len(d) - 1 - s for d, s in zip(side, self.skipped, strict=True)] for side in sides])
-
-    def interleaved(self, *, prompts_once: bool) -> tuple[list[Ids], list[int], list[int]]:
-        """Each pair's chosen document, then its rejected one; their skipped targets, their shared tokens.
-
-        With `prompts_once` a rejected document begins at its prompt's last token: its own first follows.
-        """
-        documents, skipped, shared = [], [], []
-        for chosen, rejected, prompt in zip(self.chosen, self.rejected, self.skipped, strict=True):
-            begin = prompt if prompts_once else 0
-            documents += [chosen, rejected[begin:]]
-            skipped += [prompt, prompt - begin]
-            shared += [0, begin]
-        return documents, skipped, shared
-
-    def take(self, numbers: Sequence[int] | np.ndarray) -> "Preferences":
-        """The pairs of these numbers."""
-        return Preferences(
-            chosen=[self.chosen[n] for n in numbers],
-            rejected=[self.rejected[n] for n in numbers],
-            skipped=[self.skipped[n] for n in numbers],
+    @property
+    def limits(self) -> Limits:
+        """How much worse the model may get before tuning stops."""
+        return Limits(
+            max_validation_loss_rise=self.max_validation_loss_rise,
+            max_repetition_rise=self.max_repetition_rise,
+            patience=self.patience,
         )
 
 
@@ -123,64 +134,90 @@ class Compared:
     tokens: "Tensor"  # [2 B] of the continuations, all chosen sides first
 
 
-def format_pairs(pairs: Sequence[Pair], vocabulary: Vocabulary, context: int) -> Preferences:
-    """Pairs of units → documents of tokens.
-
-    Raises:
-        InputError: a continuation alone is longer than the context.
-    """
-    chosen, rejected, skipped = [], [], []
-    for pair in pairs:
-        longest = max(len(pair.chosen), len(pair.rejected))
-        room = context - longest - 2
-        if room < 0:
-            raise InputError(
-                f"pair {pair.id!r}: a continuation of {longest} units does not fit a context of {context} "
-                "tokens; raise context, or leave the pair out"
-            )
-        prompt = pair.prompt.ids[max(0, len(pair.prompt) - room) :]
-        chosen.append(vocabulary.document(np.concatenate([prompt, pair.chosen.ids])))
-        rejected.append(vocabulary.document(np.concatenate([prompt, pair.rejected.ids])))
-        skipped.append(len(prompt))
-    return Preferences(chosen=chosen, rejected=rejected, skipped=skipped)
-
-
 @joint_stage
 def dpo(config: DpoConfig, out: Path) -> Results:
     """Tune `config.model` on `config.pairs` into the folder `out`, a stock checkpoint.
 
     Raises:
         InputError: model or pairs cannot be read, or there are too few pairs to keep some apart.
-        MismatchError: the pairs were encoded by another tokenizer than the model's.
+        MismatchError: the pairs or the validation shards are of another tokenizer than the model's.
+        MissingExtraError: LoRA is asked for and peft is not installed.
     """
+    from slam.lora import add_adapters, merge
     from slam.model import SpeechLM
     from slam.packing import use_packed
     from slam.training import discard_checkpoints, gathered_weights, train
 
+    if config.lora_rank is not None and world.size() > 1:
+        raise ConfigError("lora_rank goes with one process only; leave torchrun out")
     speech_lm, units = SpeechLM.load(config.model), read_units(config.pairs)
     speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.pairs)
-    pairs = format_pairs(read_pairs(units), speech_lm.vocabulary, config.context)
+    all_pairs = read_pairs(units)
+    pairs = comparable_pairs(all_pairs, config.pairs)
+    formatted = format_pairs(pairs, speech_lm.vocabulary, config.context)
+    training, held_out = divide(formatted, config.held_out_share, config.seed, config.pairs)
+    about: Results = {
+        "num_pairs": len(training.chosen),
+        "num_held_out_pairs": len(held_out.chosen),
+        "num_equal_pairs": len(all_pairs) - len(pairs),
+    } | length_alone(held_out, config.pairs)
     lm = speech_lm.lm
     use_packed(lm)
-    training, held_out = _divide(pairs, config)
+    num_parameters, adapted = lm.num_parameters(), None
+    if config.lora_rank is not None:
+        adapted = add_adapters(lm, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+        about["num_trained_parameters"] = lm.num_parameters(only_trainable=True)
 
-    task = preference_task(lm, training, held_out, config)
-    results = train(lm, config, task, out)
+    looks = _looks(speech_lm, held_out, config)
+    task = preference_task(lm, training, held_out, config, looks=looks, limits=config.limits)
+    found = train(lm, config, task, out) | {"num_parameters": num_parameters}
+    if adapted is not None:
+        merge(adapted)
     weights = gathered_weights(lm)
     if world.rank() == 0:
         speech_lm.save(out, weights)
     discard_checkpoints(out)
-    return results | {
-        "num_pairs": len(training.chosen),
-        "num_held_out_pairs": len(held_out.chosen),
-        "epochs": round(results["steps"] * config.batch_pairs / len(training.chosen), 2),
+    about["epochs"] = round(found["steps"] * config.batch_pairs / len(training.chosen), 2)
+    about |= {
+        when: watched(found, word, len(held_out.chosen))
+        for when, word in (("before", "initial"), ("after", "final"))
     }
+    unwatched = {"stopped_by": None, "stopped_at_step": None, "kept_step": found["steps"]}
+    return unwatched | {k: v for k, v in found.items() if not k.startswith("initial_")} | about
+
+
+def _looks(speech_lm: "SpeechLM", held_out: Preferences, config: DpoConfig) -> "list[Look]":
+    """What is watched beside the preferences, as far as there is something to look at."""
+    from slam.training import precision
+
+    lm, shards = speech_lm.lm, None
+    if config.validation_shards is not None:
+        shards = open_shards(config.validation_shards, "validation").chunked(config.context)
+        speech_lm.check_tokenizer(shards.tokenizer, shards.tokenizer_fingerprint, config.validation_shards)
+    with precision(config):  # as the policy's will be
+        looks = [divergence(lm, held_out, most_tokens=config.micro_batch_tokens)]
+    if shards is not None and config.validation_shards is not None:
+        looks.append(
+            pretraining_loss(lm, shards, config.validation_shards, most_tokens=config.micro_batch_tokens)
+        )
+    if config.samples:
+        prompts = held_out.take(range(min(config.samples, len(held_out.chosen))))
+        looks.append(repetition(lm, speech_lm.vocabulary, prompts, context=config.context, seed=config.seed))
+    return looks
 
 
 def preference_task(
-    lm: "PreTrainedModel", training: Preferences, held_out: Preferences, config: DpoConfig
+    lm: "PreTrainedModel",
+    training: Preferences,
+    held_out: Preferences,
+    config: DpoConfig,
+    *,
+    looks: "Sequence[Look]" = (),
+    limits: Limits = Limits(),  # noqa: B008 - frozen, and no limit at all
 ) -> "Task[Compared]":
     """Learning to prefer chosen to rejected; the reference is `lm` as it is now, asked once.
+
+    Each validation also takes `looks`, and tuning stops beyond the `limits`.
 
     A row holds each pair's prompt once: the rejected side goes on from the prompt that stands before the
     chosen one. Only where rows must have one shape, for a compiled graph, both sides carry their prompt.
@@ -248,12 +285,15 @@ def preference_task(
         )
         losses = pair_losses(sums, against, counts, config)
         ratios = (now - held_out_reference).mean(axis=1)
-        return {
+        found = {
             "validation_loss": float(losses.mean()),
             "validation_preference_accuracy": float((now[0] > now[1]).mean()),
             "validation_chosen_log_ratio": float(ratios[0]),
             "validation_rejected_log_ratio": float(ratios[1]),
         }
+        for look in looks:
+            found |= look(poll)
+        return found
 
     count = len(training.chosen)
     return Task(
@@ -265,6 +305,7 @@ def preference_task(
         row=row,
         loss=loss,
         validate=validate,
+        judge=None if limits == Limits() else limits.judge,
     )
 
 
@@ -284,13 +325,3 @@ def pair_losses(sums: "Tensor", reference: "Tensor", tokens: "Tensor", config: D
     return losses.dpo_loss(
         chosen, rejected, **before, beta=config.beta, label_smoothing=config.label_smoothing
     )
-
-
-def _divide(pairs: Preferences, config: DpoConfig) -> tuple[Preferences, Preferences]:
-    """Pairs to train on and pairs to validate on."""
-    count = len(pairs.chosen)
-    num_held_out = max(1, round(config.held_out_share * count))
-    if num_held_out >= count:
-        raise InputError(f"{config.pairs}: {count} pairs are too few to keep {num_held_out} apart")
-    order = np.random.default_rng(config.seed).permutation(count)
-    return pairs.take(order[num_held_out:]), pairs.take(order[:num_held_out])

@@ -13,9 +13,9 @@ from typing import Any
 from slam.errors import ConfigError, InputError
 from slam.pairs import PAIRS_FILE, read_pair_rows
 from slam.plots import figure, svg
+from slam.report_training import Named, colours, curves, margins, of_stage, tunings
 from slam.run import (
     Results,
-    Run,
     atomic_write,
     read_json,
     read_json_lines,
@@ -29,8 +29,6 @@ PAGE_FILE = "report.html"
 RESULTS_FILE = "results.json"
 _KINDS_FILE = "kinds.json"
 _CONTINUATIONS_FILE = "continuations.jsonl"
-_METRICS_FILE = "metrics.jsonl"
-_COLOURS = ("#8a8f98", "#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +45,6 @@ class ReportConfig:
             raise ConfigError("runs: name at least one run to report on")
 
 
-@dataclass(frozen=True)
-class Named:
-    """A finished run, by the name of its step."""
-
-    name: str
-    folder: Path
-    run: Run
-
-
 @stage
 def report(config: ReportConfig, out: Path) -> Results:
     """Write `results.json` and `report.html` into the folder `out`.
@@ -69,22 +58,18 @@ def report(config: ReportConfig, out: Path) -> Results:
         if run is None:
             raise InputError(f"{folder}: holds no finished run to report on")
         runs.append(Named(name, folder, run))
-    scores = [row for item in _of(runs, "evaluate") for row in read_json(item.folder / RESULTS_FILE)]
+    scores = [row for item in of_stage(runs, "evaluate") for row in read_json(item.folder / RESULTS_FILE)]
     write_json(out / RESULTS_FILE, scores)
     page = _page(config, runs, scores)
     atomic_write(out / PAGE_FILE, page)
     return {"num_scores": len(scores), "page_bytes": len(page.encode())}
 
 
-def _of(runs: Sequence[Named], name: str) -> list[Named]:
-    return [item for item in runs if item.run.stage == name]
-
-
 def _page(config: ReportConfig, runs: Sequence[Named], scores: Sequence[Mapping[str, Any]]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("slam", "."), autoescape=True, undefined=StrictUndefined)
-    kinds = [row for item in _of(runs, "evaluate") for row in read_json(item.folder / _KINDS_FILE)]
+    kinds = [row for item in of_stage(runs, "evaluate") for row in read_json(item.folder / _KINDS_FILE)]
     return environment.get_template("report.html.j2").render(
         title=config.title,
         runs=runs,
@@ -92,11 +77,12 @@ def _page(config: ReportConfig, runs: Sequence[Named], scores: Sequence[Mapping[
         scores=_score_table(scores),
         score_plot=_score_plot(scores) if scores else None,
         kinds=_kind_table(kinds),
-        curves=_curves(runs, _score_table(scores)["models"]),
-        margins=_margins(runs),
+        curves=curves(runs, _score_table(scores)["models"]),
+        margins=margins(runs),
+        tunings=tunings(runs),
         overlaps=_overlaps(runs),
-        listening=[table for item in _of(runs, "generate") for table in _listening(item)],
-        protocols=sorted({item.run.results["protocol"] for item in _of(runs, "evaluate")}),
+        listening=[table for item in of_stage(runs, "generate") for table in _listening(item)],
+        protocols=sorted({item.run.results["protocol"] for item in of_stage(runs, "evaluate")}),
         versions=runs[-1].run,
     )
 
@@ -134,7 +120,7 @@ def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
                 position + (index - (len(table["models"]) - 1) / 2) * width,
                 value,
                 width * 0.92,
-                color=_colours(table["models"])[model],
+                color=colours(table["models"])[model],
                 yerr=[[value - low], [high - value]],
                 error_kw={"elinewidth": 1.2, "capsize": 2.5},
                 label=None if model in shown else model,
@@ -150,77 +136,13 @@ def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
     return svg(drawing)
 
 
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, by its place."""
-    return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
-
-
-def _curves(runs: Sequence[Named], models: Sequence[str]) -> list[tuple[str, Any]]:
-    """A plot for each set of trainings on the same data: validation loss over tokens.
-
-    Models that are scored keep the colour that they have among the scores.
-    """
-    from matplotlib.ticker import EngFormatter
-
-    groups: dict[tuple[str, str], list[Named]] = {}
-    for item in runs:
-        if item.run.stage in ("pretrain", "dpo"):
-            data = item.run.inputs.get("shards") or item.run.inputs["pairs"]
-            groups.setdefault((item.run.stage, data), []).append(item)
-    plots = []
-    for (name, _), members in groups.items():
-        drawing, axes = figure()
-        items = sorted(members, key=lambda item: item.name)
-        colours = _colours([item.name for item in items]) | _colours(models)
-        for item in items:
-            rows = read_json_lines(item.folder / _METRICS_FILE)
-            training = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
-            found = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-            colour = colours[item.name]
-            if training:
-                axes.plot(*zip(*training, strict=True), color=colour, alpha=0.3, linewidth=1)
-            axes.plot(*zip(*found, strict=True), color=colour, marker="o", markersize=4, label=item.name)
-        axes.set_xlabel("tokens")
-        axes.set_ylabel("nats a token" if name == "pretrain" else "DPO loss in nats a pair")
-        axes.xaxis.set_major_formatter(EngFormatter())
-        axes.legend(frameon=False)
-        what = "loss" if name == "pretrain" else "preference loss"
-        names = ", ".join(item.name for item in items)
-        plots.append((f"{names}: {what} on held-out data (dots) and on training data (faint)", svg(drawing)))
-    return plots
-
-
-def _margins(runs: Sequence[Named]) -> list[dict[str, Any]]:
-    """TWIST against random initialisation, where both saw the same tokens of the same data."""
-    trained = [item for item in _of(runs, "pretrain") if item.run.inputs.get("base")]
-    pairs = [
-        (one, other)
-        for one in trained
-        for other in trained
-        if one.run.config["initialization"] == "twist"
-        and other.run.config["initialization"] == "random"
-        and one.run.inputs["shards"] == other.run.inputs["shards"]
-        and one.run.config["budget"] == other.run.config["budget"]
-    ]
-    return [
-        {
-            "twist": one.name,
-            "random": other.name,
-            "tokens": one.run.results["tokens"],
-            "twist_loss": one.run.results["final_validation_loss"],
-            "random_loss": other.run.results["final_validation_loss"],
-        }
-        for one, other in pairs
-    ]
-
-
 def _overlaps(runs: Sequence[Named]) -> list[dict[str, Any]]:
     """What the preference pairs share with each benchmark: stories, and kinds of contradiction."""
     tables = []
-    for tuned in _of(runs, "dpo"):
+    for tuned in of_stage(runs, "dpo"):
         rows = read_pair_rows(Path(tuned.run.config["pairs"]))
         stories, kinds = {row.story for row in rows} - {None}, {row.kind for row in rows}
-        for scored in _of(runs, "evaluate"):
+        for scored in of_stage(runs, "evaluate"):
             for folder in map(Path, scored.run.config["benchmarks"]):
                 found = read_pair_rows(folder)
                 for benchmark in dict.fromkeys(row.benchmark for row in found):

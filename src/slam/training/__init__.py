@@ -10,13 +10,14 @@ from slam.training.engine import precision
 from slam.training.log import METRICS_FILE
 from slam.training.loop import train
 from slam.training.parallel import gathered_weights
-from slam.training.task import Task
+from slam.training.task import Task, Verdict
 
 __all__ = [
     "CHECKPOINTS_FOLDER",
     "METRICS_FILE",
     "State",
     "Task",
+    "Verdict",
     "discard_checkpoints",
     "gathered_weights",
     "precision",

@@ -42,6 +42,7 @@ class State:
     validations: int = 0
     window: Sequence[dict[str, float]] = ()  # figures of the steps since the log's last row
     recent_losses: Sequence[float] = ()  # against which a jump is told
+    found: Sequence[dict[str, float]] = ()  # figures of the validations, and the step of each
 
 
 def save_checkpoint(
@@ -50,7 +51,7 @@ def save_checkpoint(
     """Write all as one folder, whole or not at all; keep two. Every process calls, process 0 writes."""
     folder = out / CHECKPOINTS_FOLDER
     partial, final = folder / ".partial", folder / f"{state.step:09d}"
-    weights = _weights(lm)
+    weights = trained_weights(lm)
     moments = _moments(lm, optimizers) | _random_state()
     if world.rank():
         return
@@ -75,13 +76,15 @@ def restore(lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], ou
     found = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
     for path in (path for path in found if path.name.isdigit()):
         try:
-            state, weights, moments = _read(path, [name for name, _ in lm.named_parameters()])
+            state, weights, moments = _read(
+                path, [name for name, w in lm.named_parameters() if w.requires_grad]
+            )
         except (OSError, SafetensorError, InputError, TypeError, KeyError) as error:
             if world.rank() == 0:
                 console.print(f"{path}: damaged checkpoint passed over ({error})", style="yellow")
             continue
         _set_random_state(moments)
-        _set_weights(lm, weights)
+        set_weights(lm, weights)
         _set_moments(lm, optimizers, moments)
         return state
     return State()
@@ -118,21 +121,24 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _weights(lm: PreTrainedModel) -> dict[str, Tensor]:
+def trained_weights(lm: PreTrainedModel) -> dict[str, Tensor]:
+    """What training changes, by name; where it is divided, all on process 0. Every process must call."""
     if (gathered := gathered_weights(lm)) is not None:
         return gathered
-    return {name: weight.detach().contiguous() for name, weight in lm.named_parameters()}
+    return {name: w.detach().contiguous() for name, w in lm.named_parameters() if w.requires_grad}
 
 
-def _set_weights(lm: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+def set_weights(lm: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Put back what `trained_weights` gave. Every process must call."""
     if divided(lm):
         from slam.training import sharded
 
         sharded.set_weights(lm, weights)
         return
+    own = dict(lm.named_parameters())
     with torch.no_grad():
-        for name, weight in lm.named_parameters():
-            weight.copy_(weights[name])
+        for name, weight in weights.items():
+            own[name].copy_(weight)
 
 
 def _moments(lm: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

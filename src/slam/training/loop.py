@@ -18,10 +18,11 @@ from slam import world
 from slam.budget import Budget, TrainingConfig
 from slam.errors import ConfigError, InputError
 from slam.flops import peak_flops
-from slam.progress import bar
+from slam.progress import bar, console
 from slam.run import Results
 from slam.training.checkpoints import CHECKPOINTS_FOLDER, restore, save_checkpoint
 from slam.training.engine import precision, ready
+from slam.training.kept import discard_kept, keep_weights, take_kept
 from slam.training.log import METRICS_FILE, Log
 from slam.training.optimizers import Moved, make_optimizers, update
 from slam.training.parallel import summed
@@ -62,11 +63,13 @@ class Training:
         self.lm = lm
         self.optimizers = make_optimizers(lm, config)
         self.state = restore(lm, self.optimizers, out)
+        discard_kept(out, known={int(row["step"]) for row in self.state.found})
+        self.stopped_by: str | None = None
         self.updates = 0  # in this sitting
         self.last_checkpoint = time.perf_counter()
 
     def run(self) -> Results:
-        """Train to the budget's end."""
+        """Train to the budget's end, or until the task's judge says to stop."""
         self.lm.train()
         peak = peak_flops(self.engine.device)
         with (
@@ -78,11 +81,15 @@ class Training:
                 batches = self.task.order.starting_at(self.state.step)
                 while (share := self._share()) < 1.0:
                     self._look_up(share)
+                    if self.stopped_by is not None:
+                        break
                     progress.reach(share, self.update(next(batches), share))
                 self.log.flush(self.state)
-                # before the last validation, whose row a resumed run writes itself
-                self._checkpoint()
-                found = self._validate()
+                if self.stopped_by is None:
+                    # before the last validation, whose row a resumed run writes itself
+                    self._checkpoint()
+                    self._validate()
+                kept = self._take_kept()
                 self.stop.leave()
             except StopRequested:
                 self._zero_gradients()
@@ -109,7 +116,7 @@ class Training:
             "overhead_seconds": round(state.overhead_seconds, 2),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9)),
             "num_parameters": self.num_parameters,
-        } | {f"final_{name}": value for name, value in found.items()}
+        } | kept
 
     def _share(self) -> float:
         state = self.state
@@ -140,7 +147,7 @@ class Training:
             due = found["due"] > 0
             if found["stop"] and self.stop.requested is None:
                 self.stop.requested = signal.SIGTERM
-        if due or self.stop.requested is not None:
+        if self.stopped_by is None and (due or self.stop.requested is not None):
             self._checkpoint()
             self.stop.leave()
 
@@ -222,13 +229,43 @@ class Training:
                     shutil.rmtree(self.out / name, ignore_errors=True)
             raise
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> None:
+        """Find out how good the model is; keep its weights, or stop, as the task judges."""
         begin = time.perf_counter()
         with precision(self.config):
             found = self.task.validate(self.stop.poll)
+        if world.size() > 1:  # all judge by what process 0 finds
+            found = summed({k: 0.0 if world.rank() else v for k, v in found.items()}, self.engine.device)
         self.log.validation(self.state, found)
+        step = self.state.step
+        self.state = replace(self.state, found=(*self.state.found, {"step": step} | found))
+        if self.task.judge is not None:
+            verdict = self.task.judge(self.state.found)
+            self.stopped_by = verdict.stopped_by
+            if verdict.keep:
+                keep_weights(self.lm, step, self.out)
         self._outside(begin)
-        return found
+
+    def _take_kept(self) -> Results:
+        """Go back to the weights that were kept last, where the task judges; what is known of them."""
+        step, found = self.state.step, self.state.found
+        about: Results = {}
+        if self.task.judge is not None:
+            kept = take_kept(self.lm, step, self.out)
+            about = {
+                "stopped_by": self.stopped_by,
+                "stopped_at_step": step if self.stopped_by is not None else None,
+                "kept_step": kept,
+            }
+            if kept != step:
+                why = f"stopped by {self.stopped_by}" if self.stopped_by else "the budget is spent"
+                line = f"{self.out}: {why} at step {step}; the model is that of step {kept}"
+                console.print(line, style="yellow")
+            step = kept
+        last = next(row for row in reversed(found) if row["step"] == step)
+        for when, row in (("initial", found[0]), ("final", last)):
+            about |= {f"{when}_{name}": value for name, value in row.items() if name != "step"}
+        return about
 
     def _checkpoint(self) -> None:
         begin = time.perf_counter()

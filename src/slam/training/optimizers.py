@@ -82,5 +82,7 @@ class Moved:
         return float((self._sample(lm) != self._before).float().mean())
 
     def _sample(self, lm: PreTrainedModel) -> Tensor:
-        local: Any = (w.to_local() if hasattr(w, "to_local") else w for w in lm.parameters())
+        local: Any = (
+            w.to_local() if hasattr(w, "to_local") else w for w in lm.parameters() if w.requires_grad
+        )
         return torch.cat([weight.detach().flatten()[: self._SAMPLE] for weight in local])

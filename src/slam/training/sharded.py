@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from slam import world
@@ -48,6 +48,9 @@ def gathered_weights(lm: PreTrainedModel) -> dict[str, Tensor]:
 
 def set_weights(lm: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Divide whole weights among the processes."""
+    for module in lm.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after a validation the outermost holds its weights whole
     set_model_state_dict(lm, dict(weights), options=_WHOLE)
 
 

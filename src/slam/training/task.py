@@ -1,6 +1,6 @@
 """What a training is of: which items each update sees, how they become a row, and the loss of a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +15,14 @@ X = TypeVar("X")  # what a loss needs beside the row
 
 _ROW_GRANULE = 128  # tokens: kernels like their rows in such multiples
 _DOCUMENT_TOKENS = 32  # a compiled row has room for documents of this mean length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a validation means for the training."""
+
+    stopped_by: str | None  # what says to stop, or None to go on
+    keep: bool  # whether the weights of now are what is saved, should nothing better come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Task(Generic[X]):
     """Log-likelihoods of a row's next tokens, `[M]` → the summed loss, and summed figures to log."""
     validate: Callable[[Callable[[], None]], dict[str, float]]
     """A function to call now and then, which may raise to give up → figures."""
+    judge: Callable[[Sequence[Mapping[str, float]]], Verdict] | None = None
+    """Figures of all validations so far → whether to go on; None: until the budget is spent."""
 
     @property
     def step_tokens(self) -> float:
