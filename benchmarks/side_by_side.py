@@ -14,11 +14,16 @@ REPEATS = 5
 
 
 def arguments(description: str) -> argparse.Namespace:
+    """What was asked for, where a benchmark takes nothing else."""
+    return options_of(description).parse_args()
+
+
+def options_of(description: str) -> argparse.ArgumentParser:
     """`--json FILE` and `--quick`, which every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the record here")
     parser.add_argument("--quick", action="store_true", help="a smaller run of at most a minute")
-    return parser.parse_args()
+    return parser
 
 
 def interleaved(

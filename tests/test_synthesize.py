@@ -367,6 +367,13 @@ def test_a_pair_with_a_side_that_cannot_be_spoken_is_left_out_and_counted(tmp_pa
         synthesize(SynthesizeConfig(pairs_from=folder, voices=("timeless",), **BEEPER), tmp_path / "timeless")
 
 
+def test_a_text_of_the_grammar_that_cannot_be_spoken_stops_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^beeper tells no word's time"):
+        synthesize(
+            SynthesizeConfig(pairs={"storycloze": 1}, voices=("timeless",), **BEEPER), tmp_path / "out"
+        )
+
+
 def test_better_sides_are_as_often_longer_as_shorter(tmp_path: Path) -> None:
     sides = [("longest", "one")] * 9 + [("one", "longer")] * 4 + [("same", "both")] * 3
     rows = [{"prompt": "a", "chosen": one, "rejected": other} for one, other in sides]
