@@ -120,8 +120,8 @@ class Theirs:
         args = TrlConfig(
             output_dir=str(self.folder), beta=BETA, per_device_train_batch_size=self.batch,
             num_train_epochs=1, report_to="none", use_cpu=True, bf16=False, max_length=None,
-            disable_tqdm=True, activation_checkpointing=False, dataloader_pin_memory=False, save_strategy="no",
-            logging_strategy="no", learning_rate=5e-5,
+            disable_tqdm=True, activation_checkpointing=False, dataloader_pin_memory=False,
+            save_strategy="no", logging_strategy="no", learning_rate=5e-5,
         )  # fmt: skip
         lms = [copy.deepcopy(self.lm) for _ in range(2)]
         return DPOTrainer(

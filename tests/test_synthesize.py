@@ -443,6 +443,9 @@ def test_units_only_gives_the_units_that_encoding_the_sound_would(
     long = [name for name in read_units(tmp_path / "units").names if name.startswith("line-0000003")]
     assert len(long) == (1 if kind == "pairs" else 2)  # pairs are cut by times, so nothing else is
     assert spoken_texts(tmp_path / "units") == spoken_texts(tmp_path / "sound")
+    told, encoded = manifest(tmp_path / "units"), manifest(tmp_path / "encoded")
+    for key in ("id", "fate", "num_units", "cuts"):
+        assert [row.get(key) for row in told] == [row.get(key) for row in encoded]
     assert run.results["num_failures"] == 1
     assert read_units(tmp_path / "units").tokenizer_fingerprint == read_units(toy_units).tokenizer_fingerprint
     assert not list((tmp_path / "units").rglob("*.wav"))
@@ -461,6 +464,7 @@ def test_units_only_goes_on_after_it_died_and_keeps_no_sound(toy_units: Path, tm
         Mortal.left = left
         with pytest.raises(PowerCutError):
             synthesize(config, tmp_path / "out")
+        assert len(list((tmp_path / "out").rglob("*.wav"))) < 4  # of the shard that was at work, no other
     Mortal.left = 100
     synthesize(config, tmp_path / "out")
     # six of the first shard's and the second's, one more, seven: 4 + 4 were kept

@@ -11,6 +11,7 @@ from slam.run import Unfinished, read_json, read_json_lines
 from slam.synthesize import SynthesizeConfig, synthesize
 from slam.synthesizers import Speech, Utterance
 from slam.text_datasets import TextDataset, open_dataset
+from slam.text_plan import plan
 from slam.text_sources import TextConfig
 from test_synthesize import Beeper
 
@@ -141,6 +142,15 @@ def test_rows_without_text_and_rows_that_cannot_be_spoken_are_counted(tmp_path: 
         "row-0000006": "Beeper could not speak 'mute'",
     }
     assert run.results["num_failures"] == 3
+
+
+def test_rows_come_after_all_other_texts_and_are_read_from_any_line_on(tmp_path: Path) -> None:
+    folder = write_rows(tmp_path / "data" / "train.jsonl", ["a", "b", "c", "d"])
+    planned = plan(settings_of(folder, texts={"words": 3}), tmp_path)
+    whole = list(planned.lines())
+    assert [line.text for line in whole[3:]] == ["a", "b", "c", "d"]
+    for skip in range(9):
+        assert list(planned.lines(skip)) == whole[skip:]
 
 
 def test_a_data_set_without_rows_is_named(tmp_path: Path) -> None:
