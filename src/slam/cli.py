@@ -25,7 +25,7 @@ from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
 
 _HELP = {
-    "synthesize": "Text → speech: your own lines, or stories and pairs of the built-in grammar.",
+    "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
     "fit-units": "Speech → a tokenizer: k-means over log-mel or a layer, its inertia, the units in use.",
     "encode": "Speech → units: a folder of recordings, any format and rate.",
     "probe-units": "Folders of units, and labels or none → rates, purity, ABX, and a page to choose by.",
