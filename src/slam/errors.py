@@ -19,3 +19,8 @@ class MismatchError(SlamError):
 
 class MissingExtraError(SlamError):
     """A part needs a package that is not installed; the line names the extra to install."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what a library says, in at most 300 characters; its kind where it says nothing."""
+    return (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:300]

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slam.architecture import Architecture
 from slam.devices import best_device
-from slam.errors import ConfigError, InputError, MismatchError
+from slam.errors import ConfigError, InputError, reason_of
 from slam.run import read_json, write_json
-from slam.units import Vocabulary
+from slam.units import Vocabulary, check_spoken
 
 Initialization = Literal["twist", "random"]
 Embeddings = Literal["moments", "rows"]
@@ -72,13 +72,10 @@ class SpeechLM:
         Raises:
             InputError: the folder is not a speech language model of ours.
         """
-        if not (folder / ABOUT_FILE).is_file():
-            raise InputError(f"{folder}: holds no speech language model ({ABOUT_FILE} is missing)")
-        about = read_json(folder / ABOUT_FILE)
-        vocabulary = Vocabulary(about["num_units"], about["pad"], about["bos"], about["eos"])
+        about = read_about(folder)
         lm = load_lm(str(folder))
-        check_built(lm, vocabulary)
-        return cls(lm, vocabulary, about["tokenizer"], about["tokenizer_fingerprint"])
+        check_built(lm, about.vocabulary)
+        return cls(lm, about.vocabulary, about.tokenizer, about.tokenizer_fingerprint)
 
     def check_tokenizer(self, name: str, fingerprint: str, where: Path) -> None:
         """Refuse units of another tokenizer.
@@ -86,11 +83,29 @@ class SpeechLM:
         Raises:
             MismatchError: the fingerprints differ.
         """
-        if fingerprint != self.tokenizer_fingerprint:
-            raise MismatchError(
-                f"{where}: units of {name} {fingerprint}, but the model speaks "
-                f"{self.tokenizer} {self.tokenizer_fingerprint}; encode with the model's tokenizer"
-            )
+        check_spoken((name, fingerprint), (self.tokenizer, self.tokenizer_fingerprint), where)
+
+
+@dataclass(frozen=True)
+class About:
+    """What `slam.json` says of a speech LM."""
+
+    vocabulary: Vocabulary
+    tokenizer: str  # name of the speech tokenizer
+    tokenizer_fingerprint: str
+
+
+def read_about(folder: Path) -> About:
+    """What a speech LM speaks; its weights are not opened.
+
+    Raises:
+        InputError: the folder is not a speech language model of ours.
+    """
+    if not (folder / ABOUT_FILE).is_file():
+        raise InputError(f"{folder}: holds no speech language model ({ABOUT_FILE} is missing)")
+    about = read_json(folder / ABOUT_FILE)
+    vocabulary = Vocabulary(about["num_units"], about["pad"], about["bos"], about["eos"])
+    return About(vocabulary, about["tokenizer"], about["tokenizer_fingerprint"])
 
 
 def load_lm(base: str) -> PreTrainedModel:
@@ -179,7 +194,7 @@ def _config(base: str) -> Any:
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{base}: no model that transformers can load ({_first_line(error)})") from None
+        raise InputError(f"{base}: no model that transformers can load ({reason_of(error)})") from None
 
 
 def _pretrained(base: str, config: Any) -> PreTrainedModel:
@@ -193,7 +208,7 @@ def _pretrained(base: str, config: Any) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{base}: no causal LM that transformers can load ({_first_line(error)})") from None
+        raise InputError(f"{base}: no causal LM that transformers can load ({reason_of(error)})") from None
     lm, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers fills them in with random numbers
@@ -210,10 +225,6 @@ def _on_best_device(lm: Any) -> PreTrainedModel:
 def _tables(lm: Any) -> tuple[Tensor, Tensor]:
     """The token embeddings and the head, which may be one tensor, each `[V, width]`."""
     return lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
 
 
 @torch.no_grad()

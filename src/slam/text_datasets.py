@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slam.errors import InputError, MissingExtraError
+from slam.errors import InputError, MissingExtraError, reason_of
 from slam.run import read_json, write_json
 from slam.text_sources import TextConfig
 
@@ -45,7 +45,8 @@ class TextDataset:
                 return
             except _unreadable() as error:
                 raise InputError(
-                    f"{self.place}: cannot be read on ({_reason(error)}); the same command goes on from here"
+                    f"{self.place}: cannot be read on ({reason_of(error)}); "
+                    "the same command goes on from here"
                 ) from None
             if self.column not in row:
                 raise InputError(f"{self.place}: has no column {self.column!r}; it has {', '.join(row)}")
@@ -76,7 +77,7 @@ def open_dataset(config: TextConfig, out: Path) -> TextDataset | None:
     try:
         rows, num_rows = _opened(config, place, revision)
     except _unreadable() as error:
-        raise InputError(f"{place}: cannot be opened ({_reason(error)})") from None
+        raise InputError(f"{place}: cannot be opened ({reason_of(error)})") from None
     if rows.column_names is not None:
         if config.column not in rows.column_names:
             raise InputError(
@@ -130,7 +131,7 @@ def _commit(dataset: str, record: Path) -> str:
         found = HfApi().dataset_info(name, revision=noted or revision or None, timeout=30).sha
     except (OSError, ValueError, HTTPError) as error:
         raise InputError(
-            f"{dataset}: the hub cannot be asked for it ({_reason(error)}); "
+            f"{dataset}: the hub cannot be asked for it ({reason_of(error)}); "
             "where there is no network give the data set as a folder (dataset_folder)"
         ) from None
     if found is None or not _COMMIT.fullmatch(found):
@@ -143,7 +144,3 @@ def _unreadable() -> tuple[type[Exception], ...]:
     from datasets.exceptions import DatasetsError
 
     return (OSError, ValueError, DatasetsError)
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:300]

@@ -39,6 +39,8 @@ class PlanConfig(TextConfig):
     """A folder that `slam build-pairs` wrote: text pairs to speak."""
     voices: tuple[str, ...] = ("en-us",)
     """Voices, drawn for each utterance; a pair keeps one voice on both sides."""
+    every_voice: bool = False
+    """Speak each pair of `pairs_from` in every voice, rather than in one that is drawn."""
     rates: tuple[int, ...] = (180,)
     """Speaking rates in words per minute, drawn for each utterance."""
     seed: int = 0
@@ -53,6 +55,10 @@ class PlanConfig(TextConfig):
             )
         if not self.voices or not self.rates:
             raise ConfigError("voices and rates must each name at least one")
+        if self.every_voice and not self.pairs_from:
+            raise ConfigError("every_voice is for the pairs of pairs_from; leave it out")
+        if self.every_voice and len(set(self.voices)) < len(self.voices):
+            raise ConfigError("every_voice: name each voice once")
         for table in ("texts", "pairs"):
             for name, number in getattr(self, table).items():
                 if number < 1:
@@ -149,16 +155,21 @@ def plan(config: PlanConfig, out: Path) -> Plan:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     built = [] if config.pairs_from is None else read_text_pairs(config.pairs_from)
-    if twice := {pair.id for pair in pairs} & {pair.id for pair in built}:
+    grammar = frozenset(pair.id for pair in pairs)
+    if twice := grammar & {pair.id for pair in built}:
         raise InputError(f"{config.pairs_from}: the pair {min(twice)!r} is one of the grammar, too")
     for given in built:
         _add(given, lines, pairs, config, given=True)
+    names = [pair.id for pair in pairs]
+    if len(set(names)) < len(names):  # "a" in the voice "b" is named as a pair "a-b" is
+        name = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{config.pairs_from}: with every_voice two pairs are named {name!r}")
     return Plan(
         config=config,
         num_texts=num_texts,
         written=tuple(lines),
         pairs=tuple(pairs),
-        built=frozenset(pair.id for pair in built),
+        built=frozenset(pair.id for pair in pairs) - grammar,
         dataset=open_dataset(config, out),
     )
 
@@ -166,21 +177,26 @@ def plan(config: PlanConfig, out: Path) -> Plan:
 def _add(
     pair: GivenPair, lines: list[Line], pairs: list[PairRow], config: PlanConfig, *, given: bool = False
 ) -> None:
-    """Add a pair and its two utterances, of one voice and rate."""
-    voice, rate = config.draw(pair.id)
-    row = PairRow(
-        id=pair.id,
-        benchmark=pair.benchmark,
-        kind=pair.kind,
-        chosen=f"{pair.id}-chosen",
-        rejected=f"{pair.id}-rejected",
-        chosen_start=None,
-        rejected_start=None,
-        reason=pair.reason,
-        story=pair.story,
-    )
-    pairs.append(row)
-    line = Line(
-        row.chosen, pair.chosen, pair.benchmark, pair.story, pair.voice or voice, rate, pair.prompt, given
-    )
-    lines += [line, replace(line, id=row.rejected, text=pair.rejected)]
+    """Add a pair and its two utterances, of one voice and rate; or one such for each voice."""
+    # drawn for all that are of one cluster: who speaks is then no difference between them
+    drawn, rate = config.draw(pair.cluster or pair.id)
+    several = given and config.every_voice and pair.voice is None
+    for voice in config.voices if several else (pair.voice or drawn,):
+        name = f"{pair.id}-{voice}" if several else pair.id
+        row = PairRow(
+            id=name,
+            benchmark=pair.benchmark,
+            kind=pair.kind,
+            chosen=f"{name}-chosen",
+            rejected=f"{name}-rejected",
+            chosen_start=None,
+            rejected_start=None,
+            reason=pair.reason,
+            story=pair.story,
+            item=pair.item or (pair.id if several else None),
+            cluster=pair.cluster,
+            groups=pair.groups | ({"voice": voice} if several else {}),
+        )
+        pairs.append(row)
+        line = Line(row.chosen, pair.chosen, pair.benchmark, pair.story, voice, rate, pair.prompt, given)
+        lines += [line, replace(line, id=row.rejected, text=pair.rejected)]

@@ -4,24 +4,21 @@ Files may be larger than memory: they are read through once to be checked and co
 texts are needed.
 """
 
-import gzip
-import io
-import json
 import re
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from slam.errors import ConfigError, InputError
 from slam.normalization import Normalization
-from slam.run import read_json_lines, source
+from slam.recordings import MANIFEST_FILE
+from slam.run import json_object, read_json_lines, source
+from slam.text_files import text_lines
 
 TEXT_PAIRS_FILE = "text-pairs.jsonl"
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
-_MANIFEST_FILE = "manifest.jsonl"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ID = re.compile(r"[\w+#@=-][\w.+#@=-]*")  # may be a file's name
 
@@ -76,7 +73,10 @@ class GivenPair:
     rejected: str
     reason: str = ""
     story: str | None = None
-    voice: str | None = None  # None lets the stage draw one
+    voice: str | None = None  # None lets the stage choose
+    item: str | None = None  # what it asks, if other pairs ask the same
+    cluster: str | None = None  # what it shares with other pairs: a word, a story; they share a voice too
+    groups: dict[str, str] = field(default_factory=dict)  # more that it is counted by
 
 
 def read_texts(path: Path, column: str, limit: int | None) -> Iterator[str]:
@@ -105,8 +105,8 @@ def _text_files(path: Path) -> list[Path]:
     """The file itself; of a folder its manifest, or else its text files, sorted."""
     if not path.is_dir():
         return [path]
-    if (path / _MANIFEST_FILE).is_file():
-        return [path / _MANIFEST_FILE]
+    if (path / MANIFEST_FILE).is_file():
+        return [path / MANIFEST_FILE]
     found = sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
     if not found:
         raise InputError(f"{path}: holds no text ({', '.join(_SUFFIXES)})")
@@ -115,38 +115,13 @@ def _text_files(path: Path) -> list[Path]:
 
 def _file_texts(path: Path, column: str) -> Iterator[str]:
     holds_rows = path.name.removesuffix(".gz").endswith(".jsonl")
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
-        text = _row(line, f"{path}:{number}").get(column) if holds_rows else line
+        text = json_object(line, f"{path}:{number}").get(column) if holds_rows else line
         if not isinstance(text, str) or not text.strip():
             raise InputError(f'{path}:{number}: has no "{column}"')
         yield text
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg})") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    return row
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, which only a line feed ends; unpacked if it is gzip's."""
-    try:
-        with path.open("rb") as raw:
-            unpacked = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            with io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="\n") as file:
-                yield from file
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason})") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: damaged ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_text_pairs(folder: Path) -> list[GivenPair]:
@@ -175,9 +150,12 @@ def _pair(row: dict[str, Any], where: str) -> GivenPair:
     for name in ("id", "benchmark", "kind", "chosen", "rejected"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise InputError(f'{where}: has no "{name}"')
+    groups = known.pop("groups", {})
+    if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
+        raise InputError(f"{where}: groups = {groups!r}: expected a table of texts")
     for name, value in known.items():
         if not isinstance(value, str):
             raise InputError(f"{where}: {name} = {value!r}: expected text")
     if not _ID.fullmatch(row["id"]):
         raise InputError(f"{where}: the id {row['id']!r} cannot name a file; use letters, digits, - _ . only")
-    return GivenPair(**({"prompt": ""} | known))
+    return GivenPair(**({"prompt": ""} | known), groups=groups)

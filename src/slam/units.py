@@ -176,6 +176,19 @@ class UnitsFolder:
         return self.path / TOKENIZER_FOLDER
 
 
+def check_spoken(units: tuple[str, str], model: tuple[str, str], where: Path) -> None:
+    """Refuse units of another tokenizer than a model's; both are `(name, fingerprint)`.
+
+    Raises:
+        MismatchError: the fingerprints differ.
+    """
+    if units[1] != model[1]:
+        raise MismatchError(
+            f"{where}: units of {' '.join(units)}, but the model speaks {' '.join(model)}; "
+            "encode with the model's tokenizer"
+        )
+
+
 def shard_path(folder: Path, index: int) -> Path:
     """The tensors of a shard; its rows stand beside it as `.jsonl`."""
     return folder / "shards" / f"{index:05d}.safetensors"

@@ -12,7 +12,7 @@ recordings have, which lets a small model learn something from minutes of traini
 import _ctypes
 import ctypes
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,8 @@ _UTF8 = 1
 _POS_CHARACTER = 1
 _RATE = 1  # espeak_PARAMETER
 _EVENT_END, _EVENT_WORD = 0, 1
+_IPA = 2 | ord("_") << 8  # mode of espeak_TextToPhonemes, with a sign between phonemes
+_HEARD = str.maketrans("ᵻɾ", "ɪd", "ˈˌ")  # noqa: RUF001 - IPA; without stress, and as "rating" sounds
 
 
 class _Event(ctypes.Structure):
@@ -85,6 +87,27 @@ class Espeak:
             InputError: nothing could be spoken of a text, or it has letters that the voice cannot read.
         """
         return [_speak(utterance, sample_rate) for utterance in utterances]
+
+
+def pronounce(texts: Iterable[str], voice: str) -> list[tuple[str, ...]]:
+    """The phonemes (IPA) that eSpeak says for each text, without stress: by them homophones are found.
+
+    Raises:
+        ConfigError: there is no such voice.
+        MissingExtraError: eSpeak is not installed.
+    """
+    with _fresh_library() as library:
+        _set_voice(library, voice)
+        library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        return [tuple(_phonemes(library, text)) for text in texts]
+
+
+def _phonemes(library: ctypes.CDLL, text: str) -> Iterator[str]:
+    encoded = ctypes.create_string_buffer(text.encode())
+    rest = ctypes.c_void_p(ctypes.addressof(encoded))  # eSpeak moves it on, clause by clause, to null
+    while rest.value is not None:
+        clause = library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA)
+        yield from (sign for sign in re.split(r"[ _\n]+", clause.decode().translate(_HEARD)) if sign)
 
 
 def _speak(utterance: Utterance, sample_rate: int) -> Speech:

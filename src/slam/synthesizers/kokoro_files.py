@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from slam.errors import InputError, MissingExtraError
+from slam.errors import InputError, MissingExtraError, reason_of
 from slam.run import read_json
+from slam.tensor_files import DAMAGES, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,6 @@ _TAGGER = "en_core_web_sm"
 _VOICES = "[ab][fm]_*.pt"  # a American, b British; f female, m male; other letters speak other languages
 _PARTS = {"bert", "bert_encoder", "predictor", "text_encoder", "decoder"}
 _STYLE_AXES = 3  # number of phonemes, 1, width
-_DAMAGES = (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,9 @@ def files_of_hub() -> Files:
         except (LocalEntryNotFoundError, InputError):
             return files_in(Path(snapshot_download(REPOSITORY, revision=COMMIT, allow_patterns=wanted)))
     except OSError as error:
-        reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(
             f"Kokoro's model {REPOSITORY}@{COMMIT} is not in the hub's cache and cannot be fetched "
-            f"({reason}); give the folder of its files (synthesizer_folder)"
+            f"({reason_of(error)}); give the folder of its files (synthesizer_folder)"
         ) from None
 
 
@@ -107,7 +105,7 @@ def load_model(files: Files) -> Any:
     Raises:
         InputError: the config or the weights are damaged or do not belong together.
     """
-    config, parts = read_json(files.config), _read_tensors(files.weights)
+    config, parts = read_json(files.config), read_tensors(files.weights)
     if not isinstance(parts, dict) or set(parts) != _PARTS or not all(map(_is_table, parts.values())):
         raise InputError(f"{files.weights}: holds no weights of Kokoro's ({', '.join(sorted(_PARTS))})")
     try:
@@ -115,7 +113,7 @@ def load_model(files: Files) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # the package's way of weight norm is an old one
             warnings.simplefilter("ignore", UserWarning)  # it asks for dropout where there is one layer
             model = import_kokoro().KModel(repo_id=REPOSITORY, config=config, model=str(files.weights))
-    except _DAMAGES as error:
+    except DAMAGES as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise InputError(f"{files.weights}: does not belong to {files.config} ({reason})") from None
     # the package passes over names that it does not know, and leaves random numbers where they should stand;
@@ -140,23 +138,7 @@ def load_style(path: Path) -> "torch.Tensor":
     """
     import torch
 
-    style = _read_tensors(path)
+    style = read_tensors(path)
     if not isinstance(style, torch.Tensor) or style.ndim != _STYLE_AXES or not style.is_floating_point():
         raise InputError(f"{path}: no voice of Kokoro's (a tensor of {_STYLE_AXES} dimensions)")
     return style.float()
-
-
-def _read_tensors(path: Path) -> Any:
-    """What PyTorch's reader of plain tensors finds in a file."""
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise InputError(
-            f"{path}: no PyTorch file, or one that holds more than tensors and could run anything; it was "
-            "not run"
-        ) from None
-    except _DAMAGES as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-        raise InputError(f"{path}: cannot be read, it is damaged ({reason})") from None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slam.errors import InputError
+from slam.errors import InputError, reason_of
 from slam.tokenizers.kmeans_pickle import checked_centroids, read_kmeans_pickle
 
 Centroids = npt.NDArray[np.float32]
@@ -47,7 +47,7 @@ def read_centroids(path: Path) -> tuple[Centroids, dict[str, str]]:
         try:
             centroids = checked_centroids(np.load(path, allow_pickle=False), path)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: no array of numbers ({str(error).split(chr(10))[0]})") from None
+            raise InputError(f"{path}: no array of numbers ({reason_of(error)})") from None
     else:
         centroids = read_kmeans_pickle(path)
     if len(centroids) > _MAX_UNITS:

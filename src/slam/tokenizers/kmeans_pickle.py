@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slam.errors import InputError
+from slam.errors import InputError, reason_of
 
 _MAX_BYTES = 1 << 30  # the published files hold a few million
 _MAX_DIMENSIONS = 8
@@ -88,8 +88,7 @@ def read_kmeans_pickle(path: Path) -> npt.NDArray[np.float32]:
     except _RefusedError as error:
         raise InputError(f"{path}: refused, and nothing of it was run: {error}") from None
     except (*_MALFORMED, zlib.error) as error:
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise InputError(f"{path}: no pickled k-means, or cut short ({reason})") from None
+        raise InputError(f"{path}: no pickled k-means, or cut short ({reason_of(error)})") from None
     return _centroids(found, path)
 
 

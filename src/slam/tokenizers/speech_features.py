@@ -19,6 +19,7 @@ import numpy as np
 
 from slam.audio import Audio
 from slam.errors import ConfigError, InputError
+from slam.threads import one_thread
 from slam.tokenizers.padding import Padding
 from slam.tokenizers.speech_models import (
     PINNED,
@@ -32,44 +33,6 @@ if TYPE_CHECKING:
     import torch
 
 _SAMPLE_RATE = 16_000  # Hz, of all published models of these families
-
-
-class _OneThread:
-    """Lets torch compute on one thread wherever this is held, in as many threads as hold it.
-
-    The numbers of OpenMP and of MKL are a thread's own (torch 2.10 to 2.13), so each holder sets them for
-    itself. `torch.set_num_threads` also says what threads that have not met torch yet begin with.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_holders = 0
-        self._of_new_threads = 1  # their number before the first holder came
-        self._own = threading.local()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """One thread here until the end, and then as many as before."""
-        import torch
-
-        with self._lock:
-            before = torch.get_num_threads()
-            if not self._num_holders:
-                self._of_new_threads = before
-            elif before == 1 and not hasattr(self._own, "met"):
-                before = self._of_new_threads  # this 1 is another holder's
-            self._own.met = True
-            torch.set_num_threads(1)
-            self._num_holders += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._num_holders -= 1
-                torch.set_num_threads(before)
-
-
-_ONE_THREAD = _OneThread()
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +150,7 @@ class SpeechFeatures:
         import torch
 
         if self.model.device.type == "cpu":
-            with torch.inference_mode(), _ONE_THREAD.held():
+            with torch.inference_mode(), one_thread():
                 yield
             return
         with self._lock, torch.inference_mode():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from slam.errors import InputError
+from slam.errors import InputError, reason_of
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 PINNED = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
@@ -35,8 +35,7 @@ def speech_model_config(place: str, name: str, commit: str | None) -> Any:
         config = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         hint = "; give it as a folder (model) where there is no network" if commit else ""
-        reason = _first_line(error)
-        raise InputError(f"{place}: no model that transformers can load ({reason}){hint}") from None
+        raise InputError(f"{place}: no model that transformers can load ({reason_of(error)}){hint}") from None
     if config.model_type not in FAMILIES:
         raise InputError(f"{place}: is a {config.model_type} model; known are {', '.join(FAMILIES)}")
     return config
@@ -72,7 +71,7 @@ def speech_model(place: str, name: str, commit: str | None, config: Any) -> Any:
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{place}: no safetensors weights that transformers can load ({_first_line(error)}); convert a "
+            f"{place}: no safetensors weights that transformers can load ({reason_of(error)}); convert a "
             "pytorch_model.bin with AutoModel.from_pretrained(…).save_pretrained(FOLDER)"
         ) from None
     model, loading = loaded
@@ -113,7 +112,3 @@ def weights_digest(model: Any) -> str:
             content.update(f"{key} {tuple(weights.shape)} {weights.dtype}".encode())
             content.update(weights.cpu().contiguous().numpy().data)
     return content.hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:300]

@@ -4,18 +4,16 @@ Config and names are those of fairseq, textlesslib and speech-resynthesis. The c
 which is read without running it, or safetensors.
 """
 
-import struct
-import warnings
 from collections.abc import Mapping
 from math import ceil, prod
 from pathlib import Path
-from pickle import UnpicklingError  # only the error's name: nothing is unpickled here
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from slam.errors import ConfigError, InputError
 from slam.run import read_json
+from slam.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +23,6 @@ _NUM_DILATIONS = {"1": 3, "2": 2}  # that a residual block of a type uses
 _NORMS = (  # weight norm's length and direction, as torch named them before 2.0 and names them since
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-)
-# what torch's reader of tensors trips over where a file is damaged
-_DAMAGES = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
 )
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
@@ -196,26 +180,7 @@ def load_weights(net: Any, path: Path) -> None:
 
 def _read_weights(path: Path) -> "dict[str, torch.Tensor]":
     """Name → tensor, in fp32."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about how the file was written
-            found: Any = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
-    except UnpicklingError:
-        raise InputError(
-            f"{path}: no PyTorch file, or one that holds more than tensors and could run anything; it was "
-            "not run"
-        ) from None
-    except (*_DAMAGES, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{path}: no weights can be read, it is damaged ({reason})") from None
+    found = read_tensors(path)
     if isinstance(found, dict) and isinstance(found.get("generator"), dict):
         found = found["generator"]
     if not isinstance(found, dict) or not all(map(_is_plain, found.values())):

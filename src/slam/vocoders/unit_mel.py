@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slam.audio import Audio
-from slam.errors import ConfigError, InputError, MismatchError
+from slam.errors import ConfigError, InputError, MismatchError, reason_of
 from slam.run import read_json, replacing, write_json
 from slam.tokenizers import SpeechTokenizer
 from slam.units import Units
@@ -251,8 +251,9 @@ def _load(networks: "Networks", path: Path, expected: str) -> None:
         weights = load_file(path)
         networks.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise InputError(f"{path}: no weights of a unit-mel vocoder ({reason}); fit it again") from None
+        raise InputError(
+            f"{path}: no weights of a unit-mel vocoder ({reason_of(error)}); fit it again"
+        ) from None
     if not all(bool(value.isfinite().all()) for value in weights.values()):
         raise InputError(f"{path}: holds weights that are not finite; fit the vocoder again")
 
