@@ -1,6 +1,8 @@
+import itertools
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,52 @@ def test_a_draw_of_pairs_is_made_by_the_seed(tmp_path: Path) -> None:
     assert ids["one"] != ids["other"]
 
 
+def test_so_many_of_each_group_are_drawn(tmp_path: Path) -> None:
+    rows = [
+        row | {"kind": "ab"[n % 2], "groups": {"of": "xyz"[n % 3]}}
+        for n, row in enumerate(wordy_rows(66, longer=0.5, seed=3))
+    ]
+    results, pairs = built(tmp_path, rows, num_pairs_each=4)
+    assert Counter((pair["kind"], pair["groups"]["of"]) for pair in pairs) == dict.fromkeys(
+        itertools.product("ab", "xyz"), 4
+    )
+    assert results["num_not_drawn"] == 66 - 24
+
+
+def test_a_draw_keeps_what_shares_a_row_together(tmp_path: Path) -> None:
+    row = {
+        "ctx_a": "A man sits.",
+        "ctx_b": "he",
+        "endings": ["runs.", "sings.", "swims.", "eats."],
+        "label": 0,
+    }
+    rows = [row | {"ctx_a": f"Man {n} sits."} for n in range(20)]
+    results, pairs = built(tmp_path, rows, layout="hellaswag", wrong_endings=3, num_pairs=31)
+    assert Counter(pair["cluster"] for pair in pairs) == Counter(
+        dict.fromkeys({pair["cluster"] for pair in pairs}, 3)
+    )
+    assert (results["num_rows"], results["num_pairs"], results["num_not_drawn"]) == (20, 30, 30)
+    assert len({pair["id"] for pair in pairs}) == 30
+    assert pairs[0]["id"].removesuffix("-2") == pairs[1]["id"].removesuffix("-2")
+
+
+def test_sides_that_only_differ_in_writing_are_left_out_where_accents_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="slam[espeak] is not installed")
+    rows = [
+        PAIR | {"chosen": "The boys walk.", "rejected": "The boy's walk."},
+        PAIR | {"chosen": "They won the court.", "rejected": "They won the caught."},  # without an r
+        PAIR | {"chosen": "They won the court.", "rejected": "They won the cart."},
+        PAIR | {"chosen": "They met a writer.", "rejected": "They met a rider."},  # with a tapped t
+    ]
+    kept = {}
+    for accents in ((), ("en-us",), ("en-us", "en-gb-x-rp")):
+        (tmp_path / str(len(accents))).mkdir()
+        results, pairs = built(tmp_path / str(len(accents)), rows, accents=accents, max_similarity=None)
+        kept[len(accents)] = [pair["id"][-1] for pair in pairs]
+        assert results["num_sound_alike"] == 4 - len(pairs)
+    assert kept == {0: ["1", "2", "3", "4"], 1: ["2", "3"], 2: ["3"]}
+
+
 def test_files_are_read_in_order_and_numbered_on(tmp_path: Path) -> None:
     one = write(tmp_path / "1.jsonl", [PAIR])
     two = write(tmp_path / "2.jsonl", [PAIR | {"prompt": "A boy waits."}])
@@ -227,6 +275,17 @@ def test_recordings_are_joined_at_one_rate(recordings: Path, tmp_path: Path) -> 
         np.testing.assert_allclose(heard.samples, np.concatenate((prompt, rest)), atol=1 / 32_767)
         assert one["text"] == f"prompt. {side}."
         assert one["seconds"] == len(heard.samples) / 16_000
+
+
+def test_recordings_without_a_prompt_stay_as_they_are(recordings: Path, tmp_path: Path) -> None:
+    rows = [{"good": "good.flac", "bad": "bad.wav", "of": "birds"}]
+    columns = {"chosen": "good", "rejected": "bad", "cluster": "of", "groups.sort": "of"}
+    spoken(recordings, tmp_path / "out", rows, columns=columns)
+    (pair,) = read_pair_rows(tmp_path / "out")
+    assert (pair.chosen_start, pair.rejected_start) == (0.0, 0.0)
+    assert (pair.cluster, pair.groups) == ("birds", {"sort": "birds"})
+    seconds = [row["seconds"] for row in read_json_lines(tmp_path / "out" / "manifest.jsonl")]
+    assert seconds == pytest.approx([0.5, 0.6], abs=0.001)
 
 
 def test_joined_pairs_are_encoded_and_cut_at_their_seam(
@@ -309,6 +368,15 @@ def test_damage_that_a_header_does_not_tell_of_is_found_when_joining(
         ({"max_similarity": -0.1}, "max_similarity = -0.1"),
         ({"max_failures": float("nan")}, "max_failures = nan"),
         ({"num_pairs": 0}, "num_pairs = 0"),
+        ({"num_pairs_each": 0}, "num_pairs_each = 0"),
+        ({"layout": "words"}, "needs dictionary (a file) and accents"),
+        ({"layout": "words", "dictionary": Path("d")}, "needs dictionary (a file) and accents"),
+        ({"dictionary": Path("d")}, 'dictionary goes with layout = "words"'),
+        ({"accents": ("en-us",), "sides": "audio"}, "accents are for texts"),
+        ({"wrong_endings": 2}, "wrong_endings = 2: 'pairs' has one wrong side"),
+        ({"wrong_endings": 0, "layout": "swag"}, "wrong_endings = 0"),
+        ({"columns": {"better": "a"}}, "columns.better: layout 'pairs' has prompt, chosen"),
+        ({"columns": {"chosen": "a"}, "layout": "swag"}, "columns.chosen: layout 'swag' has columns of its"),
         ({"sample_rate": 16}, "sample_rate = 16"),
         ({"num_workers": 0}, "num_workers = 0"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slam.errors import InputError
-from slam.pair_layouts import Candidate, Part, Reading, read_candidate, read_rows
+from slam.pair_layouts import Candidate, Part, Reading, read_candidates, read_rows
 
 SWAG = {
     "": "0",
@@ -59,7 +59,9 @@ def reading(layout: str, **more: Any) -> Reading:
 
 
 def candidates(path: Path, how: Reading) -> list[Any]:
-    return [read_candidate(raw, path, how) for _, raw in read_rows(path)]
+    """The pairs of all rows, or why a row is none."""
+    read = [read_candidates(raw, path, how) for _, raw in read_rows(path)]
+    return [one for found in read for one in ([found] if isinstance(found, str) else found)]
 
 
 def texts(found: Candidate) -> tuple[str, str, str]:
@@ -191,6 +193,7 @@ def test_pairs_are_recordings_beside_their_file(row: dict[str, Any], tmp_path: P
 
 def test_what_more_a_pair_says_is_kept(tmp_path: Path) -> None:
     more = {"kind": "colour", "reason": "the sky is no dog", "story": "sky", "voice": "af_heart"}
+    more |= {"cluster": "skies"}
     blank = {"kind": " ", "reason": " ", "story": "", "voice": ""}
     lines = write_lines(tmp_path / "a.jsonl", [PAIR | more | {"note": 1}, PAIR, PAIR | blank])
     full, bare, empty = candidates(lines, reading("pairs"))
@@ -205,11 +208,54 @@ def test_an_empty_part_is_nothing_to_hear(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", rows)
     (_, spoken), (_, named) = read_rows(path)
     for raw, sides in ((spoken, "text"), (named, "audio")):
-        found = read_candidate(raw, path, reading("pairs", sides=sides))
+        (found,) = read_candidates(raw, path, reading("pairs", sides=sides))
         assert isinstance(found, Candidate)
         assert not found.prompt
     assert Part(text="a")
     assert Part(audio=path)
+
+
+def test_more_wrong_endings_begin_with_the_one_and_are_distinct(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [HELLASWAG | {"ctx_a": f"Man {n} sits."} for n in range(20)])
+    one = candidates(path, reading("hellaswag"))
+    for count in (2, 3, 7):
+        many = candidates(path, reading("hellaswag", wrong_endings=count))
+        each = min(count, 3)  # there are no more
+        assert many[::each] == one
+        assert len({texts(found) for found in many}) == len(many) == 20 * each
+        assert {found.chosen.text for found in many} == {"he starts to pull it up."}
+
+
+BLIMP = {
+    "UID": "wh_island",
+    "field": "syntax",
+    "linguistics_term": "island_effects",
+    "pairID": "7",
+    "sentence_good": "Who  sings?",
+    "sentence_bad": "Sings who?",
+}
+
+
+def test_a_row_of_blimp_is_two_sentences_of_a_paradigm_and_a_phenomenon(tmp_path: Path) -> None:
+    (found,) = candidates(write_lines(tmp_path / "a.jsonl", [BLIMP]), reading("blimp"))
+    assert texts(found) == ("", "Who sings?", "Sings who?")
+    assert (found.kind, found.groups) == ("island_effects", {"paradigm": "wh_island"})
+    assert found.bare  # no prompt is missed
+
+
+def test_columns_say_how_the_rows_name_what_is_read(tmp_path: Path) -> None:
+    row = {"good": "A dog barks.", "bad": "A dog meows.", "topic": "dogs", "level": 3, "reason": "no"}
+    columns = {"chosen": "good", "rejected": "bad", "kind": "topic", "groups.level": "level"}
+    path = write_lines(tmp_path / "a.jsonl", [row])
+    (found,) = candidates(path, reading("pairs", columns=columns))
+    assert texts(found) == ("", "A dog barks.", "A dog meows.")
+    assert (found.kind, found.groups, found.reason, found.bare) == ("dogs", {"level": "3"}, "no", True)
+    (prompted,) = candidates(path, reading("pairs", columns=columns | {"prompt": "topic"}))
+    assert (prompted.prompt.text, prompted.bare) == ("dogs", False)
+    table = write_csv(tmp_path / "a.csv", [{key: str(value) for key, value in row.items()}])
+    assert candidates(table, reading("pairs", columns=columns)) == [found]
+    with pytest.raises(InputError, match="has no 'theme', which columns names for kind"):
+        candidates(path, reading("pairs", columns=columns | {"kind": "theme"}))
 
 
 BAD_ROWS = [
@@ -226,6 +272,8 @@ BAD_ROWS = [
     ("pairs", {part: {"audio": "a.wav"} for part in PAIR}, 'for recordings set sides = "audio"'),
     ("pairs", PAIR | {"chosen": ["b"]}, r"Expected .* got array - at \$.chosen"),
     ("pairs", [1], "Expected object, got array"),
+    ("pairs", PAIR | {"groups": {"a": 1}}, r"Expected str, got int - at \$.groups"),
+    ("blimp", {key: value for key, value in BLIMP.items() if key != "UID"}, "missing required field UID"),
 ]
 
 
@@ -256,7 +304,7 @@ def test_a_ragged_row_of_a_table_says_so(line: str, tmp_path: Path) -> None:
     [
         (b"{}", "a.parquet", r"expected a \.csv or \.jsonl file"),
         (b"{}", "a.txt.gz", r"expected a \.csv or \.jsonl file"),
-        (b"not gzip", "a.jsonl.gz", "Not a gzipped file"),
+        (b"not gzip", "a.jsonl.gz", r"is damaged \(Not a gzipped file"),
         (gzip.compress(json.dumps(PAIR).encode() * 500)[:-20], "a.jsonl.gz", "is damaged"),
         (b"prompt\n\xff\n", "a.csv", r"a\.csv:2: not UTF-8 text"),
         (b"prompt\n" + b"a" * 200_000, "a.csv", "field larger than field limit"),

@@ -146,6 +146,9 @@ def test_a_side_without_units_is_named(change: dict[str, object], folder: Path) 
         ({"chosen_start": "soon"}, r"pairs.jsonl:2: chosen_start = 'soon'"),
         ({"rejected_start": -1}, r"pairs.jsonl:2: rejected_start = -1"),
         ({"chosen_start": None}, r"pairs.jsonl:2: lacks chosen_start"),
+        ({"item": 3}, r"pairs.jsonl:2: item = 3: expected a text"),
+        ({"cluster": ["w"]}, r"pairs.jsonl:2: cluster = \['w'\]"),
+        ({"groups": {"voice": 1}}, r"pairs.jsonl:2: groups = .*: expected a table of texts"),
         ({"prompt_units": -1}, r"pairs.jsonl:2: prompt_units = -1: expected how many units"),
         ({"prompt_units": 1.5}, r"pairs.jsonl:2: prompt_units = 1.5"),
         ({"prompt_units": True}, r"pairs.jsonl:2: prompt_units = True"),
@@ -166,3 +169,17 @@ def test_an_empty_or_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / PAIRS_FILE).write_text("\n")
     with pytest.raises(InputError, match="holds no pairs"):
         read_pair_rows(tmp_path)
+
+
+def test_items_clusters_and_groups_come_back(tmp_path):
+    row = replace(ROW, item="w1", cluster="word", groups={"voice": "A", "frequency": "oov"})
+    write_pair_rows(tmp_path, [row])
+    assert read_pair_rows(tmp_path) == [row]
+
+
+def test_pairs_are_resampled_with_the_widest_thing_they_share():
+    alone = replace(ROW, story=None)
+    assert alone.resampled_with == alone.id
+    assert replace(alone, item="i").resampled_with == "i"
+    assert replace(alone, item="i", story="s").resampled_with == "s"
+    assert replace(alone, item="i", story="s", cluster="c").resampled_with == "c"

@@ -1,4 +1,4 @@
-"""Preferences that others made → pairs to speak or to encode: SWAG, HellaSwag, lines of text or recordings.
+"""Others' preferences, BLiMP, words or stories → pairs to speak or to encode.
 
 Pairs of text are written for `slam synthesize`, which speaks prompt and side as one utterance of one voice.
 Pairs of recordings are joined here, as they are. What cannot teach a preference is left out and counted.
@@ -7,10 +7,10 @@ Pairs of recordings are joined here, as they are. What cannot teach a preference
 import os
 import re
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,22 @@ import numpy.typing as npt
 from slam.audio import audio_seconds
 from slam.errors import ConfigError, InputError
 from slam.joined_recordings import Joined, join_pair
-from slam.pair_filters import Filters, balance, length_accuracy
-from slam.pair_layouts import Candidate, LayoutName, Part, Reading, Sides, read_candidate, read_rows
+from slam.pair_filters import Filters, balance, draw, length_accuracy, sound_alike
+from slam.pair_layouts import Candidate, LayoutName, Part, Reading, Sides
+from slam.pair_sources import PairSource, check_columns
+from slam.pair_tally import Kept, Tally, where
 from slam.pairs import PairRow, write_pair_rows
 from slam.progress import bar
 from slam.recordings import MANIFEST_FILE
 from slam.run import Results, effort, source, stage, write_json_lines
+from slam.text_sources import TEXT_PAIRS_FILE
 
-TEXT_PAIRS_FILE = "text-pairs.jsonl"
 _FAILURES_FILE, _LEFT_OUT_FILE = "failures.jsonl", "left-out.jsonl"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _AUDIO = Path("audio")
 _FOLDER_SIZE = 1000  # pairs whose sound files share a folder
 _HUNDREDTHS = 100  # of a second, in which the lengths of recordings are compared
-# every reason for which a pair is left out, as the results name it
-_REASONS = {
-    "not_gold": "num_not_gold",
-    "without_label": "num_without_label",
-    "with_markup": "num_with_markup",
-    "empty": "num_empty",
-    "equal": "num_equal",
-    "near_identical": "num_near_identical",
-    "duplicate": "num_duplicates",
-    "repetitive": "num_repetitive",
-    "not_drawn": "num_not_drawn",
-    "length": "num_dropped_for_length",
-}
+_LEAST = {"wrong_endings": 1, "num_pairs": 1, "num_pairs_each": 1, "sample_rate": 8000, "num_workers": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +43,21 @@ class BuildPairsConfig:
     """Settings of `slam build-pairs`."""
 
     files: tuple[Path, ...] = source(required=True)
-    """Files of pairs, in order: .csv or .jsonl, or either with .gz."""
+    """Files in order: of pairs .csv or .jsonl, of words .txt, of stories .txt or .jsonl; or with .gz."""
     layout: LayoutName
-    """What their rows hold: swag, hellaswag, or pairs (prompt, chosen and rejected)."""
+    """What they hold: swag, hellaswag, blimp, pairs (prompt, chosen, rejected), words, or stories."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """In the layouts pairs and stories, how the rows name what is read: our name → theirs."""
+    dictionary: Path | None = source()
+    """For words: a pronouncing dictionary; no non-word is in it, and only words in it are asked for."""
+    accents: tuple[str, ...] = ()
+    """Voices of eSpeak in which sides must not sound alike, and non-words not like any word."""
     sides: Sides = "text"
     """What prompt, chosen and rejected are, in the layout pairs: text, or paths of recordings."""
     benchmark: str = "preferences"
     """Name of the set."""
+    wrong_endings: int = 1
+    """With SWAG and HellaSwag, most wrong endings of a row that are taken: a pair each, one cluster."""
     gold_only: bool = True
     """With SWAG, take only endings that were found, and none that a model wrote to be right."""
     max_auto_bleu: float | None = 0.3
@@ -69,11 +67,13 @@ class BuildPairsConfig:
     balance_lengths: bool = True
     """Leave out pairs, by the seed, until chosen sides are as often longer as shorter, by as much."""
     num_pairs: int | None = None
-    """At most so many pairs, drawn by the seed before lengths are balanced."""
+    """At most so many pairs, drawn by the seed before lengths are balanced; clusters stay whole."""
+    num_pairs_each: int | None = None
+    """At most so many pairs of each kind and group (a paradigm, a frequency band), drawn likewise."""
     sample_rate: int = 16_000
     """Sample rate in Hz of recordings that are joined."""
     seed: int = 0
-    """Decides which wrong ending is taken, and which pairs are left out."""
+    """Decides which wrong ending, non-word or other story is taken, and which pairs are left out."""
     max_failures: float = 0.0
     """Share of rows that may be malformed, or whose recordings cannot be read, before the stage fails."""
     num_workers: int = effort(lambda: os.cpu_count() or 1)
@@ -86,60 +86,44 @@ class BuildPairsConfig:
             raise ConfigError(
                 f"benchmark = {self.benchmark!r}: use letters, digits, - _ . only; it names files"
             )
+        self._check_layout()
         if self.sides == "audio" and self.layout != "pairs":
             raise ConfigError(f'sides = "audio" goes with layout = "pairs"; {self.layout!r} is text')
         for name in ("max_auto_bleu", "max_similarity", "max_failures"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} = {value}: is a share, between 0 and 1")
-        for name, least in (("num_pairs", 1), ("sample_rate", 8000), ("num_workers", 1)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} = {value}: must be at least {least}")
 
-    @property
-    def reading(self) -> Reading:
-        """How rows are read."""
-        return Reading(layout=self.layout, sides=self.sides, gold_only=self.gold_only, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A pair that stays, so far."""
-
-    id: str
-    file: Path
-    line: int
-    pair: Candidate
-    longer: int  # by how much the chosen side is: characters of text, or hundredths of a second
-
-
-@dataclass
-class _Tally:
-    """What became of the rows."""
-
-    num_rows: int = 0
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    def leave_out(self, file: Path, line: int, why: str) -> None:
-        self.left_out.append({"file": str(file), "line": line, "why": why})
-
-    def fail(self, file: Path, line: int, reason: str, config: BuildPairsConfig) -> None:
-        """Note a row that cannot be read.
-
-        Raises:
-            InputError: none may be.
-        """
-        failure = {"file": str(file), "line": line, "reason": reason}
-        if not config.max_failures:
-            raise InputError(_where(failure))
-        self.failures.append(failure)
+    def _check_layout(self) -> None:
+        """Raise ConfigError if a setting says nothing in this layout, or the layout lacks one."""
+        if self.layout == "words" and not (self.dictionary and self.accents):
+            raise ConfigError('layout = "words" needs dictionary (a file) and accents (voices of eSpeak)')
+        if self.dictionary and self.layout != "words":
+            raise ConfigError(f'dictionary goes with layout = "words", not {self.layout!r}')
+        if self.accents and self.sides == "audio":
+            raise ConfigError("accents are for texts: leave them out where sides are recordings")
+        if self.wrong_endings > 1 and self.layout not in ("swag", "hellaswag"):
+            raise ConfigError(f"wrong_endings = {self.wrong_endings}: {self.layout!r} has one wrong side")
+        if wrong := check_columns(self.layout, self.columns):
+            raise ConfigError(wrong)
 
     @property
-    def counts(self) -> dict[str, int]:
-        found = Counter(row["why"] for row in self.left_out)
-        return {named: found[why] for why, named in _REASONS.items()}
+    def source(self) -> PairSource:
+        """What is read, and how."""
+        reading = Reading(
+            layout=self.layout,
+            sides=self.sides,
+            gold_only=self.gold_only,
+            seed=self.seed,
+            wrong_endings=self.wrong_endings,
+            columns=self.columns,
+        )
+        drawn = (self.num_pairs, self.num_pairs_each)
+        return PairSource(self.files, reading, self.dictionary, self.accents, *drawn)
 
 
 @stage
@@ -149,11 +133,15 @@ def build_pairs(config: BuildPairsConfig, out: Path) -> Results:
     Raises:
         InputError: a file cannot be read, too large a share of its rows is malformed, or no pair is left.
     """
-    tally = _Tally()
-    found = list(_passed(config, tally))
-    drawn = _drawn(found, config.num_pairs, config.seed)
+    tally = Tally(config.max_failures)
+    read = config.source
+    passed = list(_passed(config, read, tally))
+    alike = sound_alike([one.pair for one in passed], config.accents)
+    found = [one for one, same in zip(passed, alike, strict=True) if not same]
+    drawn = _drawn(found, config)
     kept = balance(drawn, _longer(drawn), config.seed) if config.balance_lengths else drawn
-    for why, before, after in (("not_drawn", found, drawn), ("length", drawn, kept)):
+    steps = (("sound_alike", passed, found), ("not_drawn", found, drawn), ("length", drawn, kept))
+    for why, before, after in steps:
         stay = {one.id for one in after}
         for one in before:
             if one.id not in stay:
@@ -163,7 +151,7 @@ def build_pairs(config: BuildPairsConfig, out: Path) -> Results:
             rows, pairs = _join_all(kept, config, out, tally)
             written = {row.id for row in pairs}
             kept = [one for one in kept if one.id in written]
-        _check(config, out, tally, len(kept))
+        tally.check(len(kept), out / _FAILURES_FILE, config.files[0])
     except InputError:  # nothing half-written stays
         shutil.rmtree(out / _AUDIO, ignore_errors=True)
         raise
@@ -179,31 +167,34 @@ def build_pairs(config: BuildPairsConfig, out: Path) -> Results:
         "num_rows": tally.num_rows,
         "num_pairs": len(kept),
         "num_failures": len(tally.failures),
-        "failures": [_where(row) for row in tally.failures[:20]],
+        "failures": [where(row) for row in tally.failures[:20]],
         **tally.counts,
         "length_accuracy_before": round(length_accuracy(_longer(drawn)), 4),
         "length_accuracy": round(length_accuracy(_longer(kept)), 4),
         "mean_longer": round(float(_longer(kept).mean()) * unit, 4),
+        **read.about,
     }
 
 
-def _passed(config: BuildPairsConfig, tally: _Tally) -> Iterator[_Kept]:
+def _passed(config: BuildPairsConfig, read: PairSource, tally: Tally) -> Iterator[Kept]:
     """The pairs that no filter refuses, in order; the others are counted."""
     filters = Filters(config.max_similarity, config.max_auto_bleu)
-    for file in config.files:
-        for line, raw in read_rows(file):
+    for row in read.rows():
+        if row.number == 0:
             tally.num_rows += 1
-            try:
-                found = read_candidate(raw, file, config.reading)
-                why = found if isinstance(found, str) else filters.refuse(found)
-                longer = 0 if isinstance(found, str) or why else _difference(found)
-            except InputError as error:
-                tally.fail(file, line, str(error), config)
+        try:
+            if isinstance(row.found, InputError):
+                raise row.found
+            why = row.found if isinstance(row.found, str) else filters.refuse(row.found)
+            if isinstance(row.found, str) or why:
+                tally.leave_out(row.file, row.line, str(why))
                 continue
-            if isinstance(found, str) or why:
-                tally.leave_out(file, line, str(why))
-            else:
-                yield _Kept(f"{config.benchmark}-{tally.num_rows:07d}", file, line, found, longer)
+            longer = _difference(row.found)
+        except InputError as error:
+            tally.fail(row.file, row.line, str(error))
+            continue
+        name = f"{config.benchmark}-{tally.num_rows:07d}" + (f"-{row.number + 1}" if row.number else "")
+        yield Kept(name, row.file, row.line, row.found, longer)
 
 
 def _difference(pair: Candidate) -> int:
@@ -217,29 +208,38 @@ def _length(part: Part) -> int:
     return len(part.text) if part.audio is None else round(_HUNDREDTHS * audio_seconds(part.audio))
 
 
-def _longer(kept: Sequence[_Kept]) -> npt.NDArray[np.int64]:
+def _longer(kept: Sequence[Kept]) -> npt.NDArray[np.int64]:
     return np.array([one.longer for one in kept], np.int64)
 
 
-def _drawn(found: list[_Kept], count: int | None, seed: int) -> list[_Kept]:
-    """`count` of the pairs, in their order, or all."""
-    if count is None or len(found) <= count:
-        return found
-    numbers = np.random.default_rng(seed).choice(len(found), count, replace=False)
-    return [found[number] for number in sorted(numbers.tolist())]
+def _drawn(found: list[Kept], config: BuildPairsConfig) -> list[Kept]:
+    """As many of the pairs as are asked for, in their order."""
+    if config.num_pairs_each is not None:
+        groups: dict[Any, list[Kept]] = defaultdict(list)
+        for one in found:
+            groups[one.pair.kind, *sorted(one.pair.groups.items())].append(one)
+        stay = {one.id for some in groups.values() for one in _some(some, config.num_pairs_each, config.seed)}
+        found = [one for one in found if one.id in stay]
+    return found if config.num_pairs is None else _some(found, config.num_pairs, config.seed)
 
 
-def _text_row(one: _Kept, benchmark: str) -> dict[str, Any]:
+def _some(found: list[Kept], count: int, seed: int) -> list[Kept]:
+    return [found[number] for number in draw([one.pair.cluster or one.id for one in found], count, seed)]
+
+
+def _text_row(one: Kept, benchmark: str) -> dict[str, Any]:
     """A pair as `slam synthesize` reads it."""
-    row = {"id": one.id, "benchmark": benchmark} | asdict(one.pair)
-    row |= {part: row[part]["text"] for part in ("prompt", "chosen", "rejected")}
-    if row["voice"] is None:
-        del row["voice"]
+    pair = one.pair
+    row: dict[str, Any] = {"id": one.id, "benchmark": benchmark, "kind": pair.kind}
+    row |= {"prompt": pair.prompt.text, "chosen": pair.chosen.text, "rejected": pair.rejected.text}
+    row |= {"reason": pair.reason, "story": pair.story}
+    optional = {"voice": pair.voice, "cluster": pair.cluster, "groups": dict(pair.groups)}
+    row |= {name: value for name, value in optional.items() if value}
     return row | {"origin": f"{one.file.name}:{one.line}"}
 
 
 def _join_all(
-    kept: Sequence[_Kept], config: BuildPairsConfig, out: Path, tally: _Tally
+    kept: Sequence[Kept], config: BuildPairsConfig, out: Path, tally: Tally
 ) -> tuple[list[dict[str, Any]], list[PairRow]]:
     """Write each pair's two sound files; gives the rows of the manifest and of `pairs.jsonl`."""
     rows: list[dict[str, Any]] = []
@@ -258,32 +258,23 @@ def _join_all(
             for one, joined in zip(kept, workers.map(join, range(len(kept))), strict=True):
                 progress.advance()
                 if isinstance(joined, str):
-                    tally.fail(one.file, one.line, joined, config)
+                    tally.fail(one.file, one.line, joined)
                     continue
                 rows += [row | {"source": config.benchmark} for row in joined.rows]
                 chosen, rejected = (row["id"] for row in joined.rows)
                 sides = (chosen, rejected, joined.seam_seconds, joined.seam_seconds)
                 pairs.append(
-                    PairRow(one.id, config.benchmark, one.pair.kind, *sides, one.pair.reason, one.pair.story)
+                    PairRow(
+                        one.id,
+                        config.benchmark,
+                        one.pair.kind,
+                        *sides,
+                        one.pair.reason,
+                        one.pair.story,
+                        cluster=one.pair.cluster,
+                        groups=dict(one.pair.groups),
+                    )
                 )
     finally:
         workers.shutdown(cancel_futures=True)
     return rows, pairs
-
-
-def _check(config: BuildPairsConfig, out: Path, tally: _Tally, num_pairs: int) -> None:
-    """Raise InputError if too much is malformed or nothing is left."""
-    if len(tally.failures) > config.max_failures * tally.num_rows:
-        write_json_lines(out / _FAILURES_FILE, tally.failures)
-        raise InputError(
-            f"{len(tally.failures)} of {tally.num_rows} rows are malformed, the first: "
-            f"{_where(tally.failures[0])}; all are named in {out / _FAILURES_FILE}"
-        )
-    if not num_pairs:
-        counts = [f"{count} {name.removeprefix('num_')}" for name, count in tally.counts.items() if count]
-        found = f" ({', '.join(counts)})".replace("_", " ") if counts else ""
-        raise InputError(f"{config.files[0]}: no pair is left of {tally.num_rows} rows{found}")
-
-
-def _where(failure: dict[str, Any]) -> str:
-    return f"{failure['file']}:{failure['line']}: {failure['reason']}"

@@ -18,6 +18,7 @@ from slam.pair_layouts import Candidate, Part
 
 Reason = Literal["empty", "equal", "near_identical", "duplicate", "repetitive"]
 T = TypeVar("T")
+_SIDES = ("chosen", "rejected")
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Filters:
 
     def refuse(self, pair: Candidate) -> Reason | None:
         """Why a pair is left out, or None if it may stay. The first reason in this order counts."""
-        if not (pair.prompt and pair.chosen and pair.rejected):
+        if not ((pair.prompt or pair.bare) and pair.chosen and pair.rejected):
             return "empty"
         if _key(pair.chosen) == _key(pair.rejected):
             return "equal"
@@ -58,6 +59,22 @@ class Filters:
         if self.max_auto_bleu is None or not (pair.prompt.text and pair.chosen.text):
             return False
         return auto_bleu(words(f"{pair.prompt.text} {pair.chosen.text}")) >= self.max_auto_bleu
+
+
+def sound_alike(pairs: Sequence[Candidate], accents: Sequence[str]) -> list[bool]:
+    """Of each pair, whether its sides are said alike in one of the accents, eSpeak's voices.
+
+    Raises:
+        ConfigError: there is no such voice.
+        MissingExtraError: eSpeak is not installed.
+    """
+    from slam.synthesizers.espeak import pronounce
+
+    alike = [False] * len(pairs)
+    for accent in accents:
+        sides = (pronounce((getattr(pair, side).text for pair in pairs), accent) for side in _SIDES)
+        alike = [before or one == other for before, one, other in zip(alike, *sides, strict=True)]
+    return alike
 
 
 def read_aloud(text: str) -> str:
@@ -95,6 +112,22 @@ def balance(items: Sequence[T], differences: npt.NDArray[np.int64], seed: int) -
         more, fewer = sorted(sides.values(), key=len, reverse=True)
         left_out.update(draw.sample(more, len(more) - len(fewer)))
     return [item for number, item in enumerate(items) if number not in left_out]
+
+
+def draw(clusters: Sequence[str], count: int, seed: int) -> list[int]:
+    """At most `count` numbers of items, in order; what is of one cluster is drawn together."""
+    if len(clusters) <= count:
+        return list(range(len(clusters)))
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, cluster in enumerate(clusters):
+        members[cluster].append(number)
+    names = list(members)
+    random.Random(seed).shuffle(names)  # noqa: S311 - reproducible, not secret
+    drawn: list[int] = []
+    for name in names:
+        if len(drawn) + len(members[name]) <= count:
+            drawn += members[name]
+    return sorted(drawn)
 
 
 def length_accuracy(differences: npt.NDArray[np.int64]) -> float:

@@ -1,17 +1,15 @@
 """A file of preferences that others made → its rows: a prompt with a better and a worse continuation each.
 
-Three layouts: SWAG's (Zellers et al. 2018), HellaSwag's (2019), whose rows have one right ending and several
-wrong ones, and plain pairs. Files are CSV or JSON lines, packed with gzip or not. What is unusable is named.
+Four layouts: SWAG's (Zellers et al. 2018), HellaSwag's (2019), whose rows have one right ending and several
+wrong ones, BLiMP's (Warstadt et al. 2020), and plain pairs. Files are CSV or JSON lines, packed with gzip or
+not. What is unusable is named.
 """
 
 import csv
-import gzip
 import random
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,8 +17,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from slam.errors import InputError
+from slam.text_files import byte_lines, text_lines
 
-LayoutName = Literal["swag", "hellaswag", "pairs"]
+LayoutName = Literal["swag", "hellaswag", "blimp", "pairs", "words", "stories"]
 Sides = Literal["text", "audio"]
 Unlabelled = Literal["not_gold", "without_label", "with_markup"]
 
@@ -53,6 +52,9 @@ class Candidate:
     reason: str = ""
     story: str | None = None
     voice: str | None = None
+    cluster: str | None = None  # what it shares with other pairs
+    groups: Mapping[str, str] = field(default_factory=dict)  # more that it is counted by
+    bare: bool = False  # each side is an utterance by itself: no prompt is missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class Reading:
     sides: Sides
     gold_only: bool
     seed: int
+    wrong_endings: int = 1
+    columns: Mapping[str, str] = field(default_factory=dict)  # ours → a row's
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Raw]]:
@@ -74,42 +78,21 @@ def read_rows(path: Path) -> Iterator[tuple[int, Raw]]:
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix not in (".csv", ".jsonl", ".json"):
         raise InputError(f"{path}: expected a .csv or .jsonl file, or either with .gz")
-    with _opened(path) as file:
-        if suffix == ".csv":
-            yield from _csv_rows(path, file)
-            return
-        for number, line in enumerate(file, 1):
-            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if content.strip():
-                yield number, content
+    if suffix == ".csv":
+        yield from _csv_rows(path)
+        return
+    for number, line in enumerate(byte_lines(path), 1):
+        if line.strip():
+            yield number, line
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Iterable[bytes]]:
-    try:
-        with path.open("rb") as file:
-            yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-    except OSError as error:  # gzip's own complaint is one of these
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"{path}: is damaged ({error})") from None
-
-
-def _csv_rows(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, Raw]]:
-    reader = csv.DictReader(_text_lines(path, file), strict=True)
+def _csv_rows(path: Path) -> Iterator[tuple[int, Raw]]:
+    reader = csv.DictReader(text_lines(path), strict=True)
     try:
         for row in reader:
             yield reader.line_num, dict(row)
     except csv.Error as error:
         raise InputError(f"{path}:{reader.reader.line_num}: not CSV ({error})") from None
-
-
-def _text_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
 
 
 class _Swag(msgspec.Struct, rename={"gold_source": "gold-source"}):
@@ -131,6 +114,13 @@ class _HellaSwag(msgspec.Struct):
     label: int | str | None = None
 
 
+class _Blimp(msgspec.Struct, rename={"paradigm": "UID", "phenomenon": "linguistics_term"}):
+    sentence_good: str
+    sentence_bad: str
+    paradigm: str
+    phenomenon: str
+
+
 class _Recording(msgspec.Struct):
     audio: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
@@ -150,9 +140,11 @@ class _Pair(msgspec.Struct):
     reason: str = ""
     story: str | None = None
     voice: str | None = None
+    cluster: str | None = None
+    groups: dict[str, str] = {}
 
 
-def read_candidate(raw: Raw, path: Path, reading: Reading) -> Candidate | Unlabelled:
+def read_candidates(raw: Raw, path: Path, reading: Reading) -> tuple[Candidate, ...] | Unlabelled:
     """A row of the file `path` → what it says, or why nobody knows which side is right.
 
     Raises:
@@ -163,8 +155,13 @@ def read_candidate(raw: Raw, path: Path, reading: Reading) -> Candidate | Unlabe
             return _from_swag(_convert(raw, _Swag), reading)
         case "hellaswag":
             return _from_hellaswag(_convert(raw, _HellaSwag), reading)
+        case "blimp":
+            return (_from_blimp(_convert(raw, _Blimp)),)
         case "pairs":
-            return _from_pair(_convert(raw, _Pair), path.parent, reading.sides)
+            row = _convert(_renamed(raw, reading.columns) if reading.columns else raw, _Pair)
+            return (_from_pair(row, path.parent, reading),)
+        case "words" | "stories":
+            raise ValueError(f"the layout {reading.layout!r} is not read row by row")
 
 
 def _convert(raw: Raw, kind: type[T]) -> T:
@@ -178,17 +175,45 @@ def _convert(raw: Raw, kind: type[T]) -> T:
         raise InputError(" ".join(str(error).replace("`", "").split())) from None
 
 
-def _from_swag(row: _Swag, reading: Reading) -> Candidate | Unlabelled:
+def _renamed(raw: Raw, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with what `columns` names under our names; `groups.NAME` is one of its groups."""
+    row = _convert(raw, dict[str, Any])
+    renamed = dict(row)
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise InputError(f"has no {theirs!r}, which columns names for {ours}")
+        name, _, group = ours.partition(".")
+        if group:
+            renamed["groups"] = renamed.get("groups", {}) | {group: str(row[theirs])}
+        else:
+            renamed[name] = row[theirs]
+    return renamed
+
+
+def _from_blimp(row: _Blimp) -> Candidate:
+    """The phenomenon is the group that papers report, the paradigm the finer one."""
+    return Candidate(
+        prompt=Part(),
+        chosen=Part(_line(row.sentence_good)),
+        rejected=Part(_line(row.sentence_bad)),
+        kind=_line(row.phenomenon) or "all",
+        reason=f"ungrammatical: {row.paradigm}",
+        groups={"paradigm": row.paradigm},
+        bare=True,
+    )
+
+
+def _from_swag(row: _Swag, reading: Reading) -> tuple[Candidate, ...] | Unlabelled:
     if reading.gold_only:
         if isinstance(row.gold_source, UnsetType):
             raise InputError('has no "gold-source"; with gold_only = false no row needs one')
         if row.gold_source != "gold":
             return "not_gold"
     endings = [row.ending0, row.ending1, row.ending2, row.ending3]
-    return _with_endings(row.sent1, row.sent2, endings, row.label, reading.seed)
+    return _with_endings(row.sent1, row.sent2, endings, row.label, reading)
 
 
-def _from_hellaswag(row: _HellaSwag, reading: Reading) -> Candidate | Unlabelled:
+def _from_hellaswag(row: _HellaSwag, reading: Reading) -> tuple[Candidate, ...] | Unlabelled:
     """Half of HellaSwag is of a web site's how-tos, whose marks for titles and steps nobody can speak."""
     opening = "" if isinstance(row.ctx_a, UnsetType) else row.ctx_b
     prompt = row.context if isinstance(row.ctx_a, UnsetType) else row.ctx_a
@@ -196,29 +221,38 @@ def _from_hellaswag(row: _HellaSwag, reading: Reading) -> Candidate | Unlabelled
         raise InputError('has neither "ctx_a" nor "context"')
     if any(_MARKUP.search(text) for text in (prompt, opening, *row.endings)):
         return "with_markup"
-    return _with_endings(prompt, opening, row.endings, row.label, reading.seed)
+    return _with_endings(prompt, opening, row.endings, row.label, reading)
 
 
 def _with_endings(
-    prompt: str, opening: str, endings: Sequence[str], label: int | str | None, seed: int
-) -> Candidate | Unlabelled:
-    """The right ending and a wrong one after `opening`; the draw depends on the row and the seed alone."""
+    prompt: str, opening: str, endings: Sequence[str], label: int | str | None, reading: Reading
+) -> tuple[Candidate, ...] | Unlabelled:
+    """The right ending and wrong ones after `opening`; the draw depends on the row and the seed alone."""
     if label in _NO_LABEL:
         return "without_label"
     if str(label) not in map(str, range(len(endings))):
         raise InputError(f"label = {label!r}: expected 0 to {len(endings) - 1}")
     right = int(str(label))
-    draw = random.Random("\t".join([str(seed), prompt, opening, *endings]))  # noqa: S311 - reproducible
-    wrong = draw.choice([number for number in range(len(endings)) if number != right])
-    chosen, rejected = (
-        Part(_line(f"{opening} {endings[number]}") if endings[number].strip() else "")
-        for number in (right, wrong)
+    draw = random.Random("\t".join([str(reading.seed), prompt, opening, *endings]))  # noqa: S311 - reproducible
+    wrong = [number for number in range(len(endings)) if number != right]
+    first = draw.choice(wrong)
+    wrong.remove(first)
+    others = draw.sample(wrong, min(len(wrong), reading.wrong_endings - 1))
+    sides = [Part(_line(f"{opening} {ending}") if ending.strip() else "") for ending in endings]
+    return tuple(
+        Candidate(
+            prompt=Part(_line(prompt)),
+            chosen=sides[right],
+            rejected=sides[number],
+            reason=f"ending {number} of {len(endings)}, and {right} is the right one",
+        )
+        for number in (first, *others)
     )
-    reason = f"ending {wrong} of {len(endings)}, and {right} is the right one"
-    return Candidate(prompt=Part(_line(prompt)), chosen=chosen, rejected=rejected, reason=reason)
 
 
-def _from_pair(row: _Pair, folder: Path, sides: Sides) -> Candidate:
+def _from_pair(row: _Pair, folder: Path, reading: Reading) -> Candidate:
+    sides = reading.sides
+    bare = bool(reading.columns) and not any(name.startswith("prompt") for name in reading.columns)
     given = {
         "prompt": (row.prompt, row.prompt_text, row.prompt_path),
         "chosen": (row.chosen, row.chosen_text, row.chosen_path),
@@ -226,16 +260,22 @@ def _from_pair(row: _Pair, folder: Path, sides: Sides) -> Candidate:
     }
     parts = {}
     for name, (value, text, path) in given.items():
+        if bare and name == "prompt":
+            continue
         part = _spoken(value, text, path, folder) if sides == "audio" else _written(value, text)
         if part is None:
             raise InputError(f"has no {name}: no " + _WANTED[sides].format(name=name))
         parts[name] = part
     return Candidate(
+        prompt=parts.pop("prompt", Part()),
         **parts,
         kind=_line(row.kind) or "all",
         reason=_line(row.reason),
         story=row.story or None,
         voice=row.voice or None,
+        cluster=row.cluster or None,
+        groups=row.groups,
+        bare=bare,
     )
 
 

@@ -7,7 +7,7 @@ apart, as another toolkit does, the row says instead how many units are the prom
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ PAIRS_FILE = "pairs.jsonl"
 _REACH = 4  # frames before the seam in which a tokenizer may hear what follows
 _REQUIRED = ("id", "benchmark", "kind", "chosen", "rejected")
 _STARTS = ("chosen_start", "rejected_start")
+_OPTIONAL = ("prompt_units", "item", "cluster", "groups")  # not written where they say nothing
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,14 @@ class PairRow:
     reason: str = ""  # why the worse side is wrong
     story: str | None = None  # key of the story it was made from
     prompt_units: int | None = None  # in both utterances, where units know the seam; then no start is needed
+    item: str | None = None  # what it asks, where several voices ask it: a pair each
+    cluster: str | None = None  # what it shares with other pairs, a word say; without one its story or item
+    groups: dict[str, str] = field(default_factory=dict)  # more that it is counted by: voice, paradigm …
+
+    @property
+    def resampled_with(self) -> str:
+        """Pairs of one such key are no independent evidence: a bootstrap draws them together."""
+        return self.cluster or self.story or self.item or self.id
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,11 @@ class Pair:
 
 def write_pair_rows(folder: Path, rows: Sequence[PairRow]) -> None:
     """Write `pairs.jsonl` into `folder`."""
-    written = [dict(row.__dict__) for row in rows]
-    for content in written:
-        if content["prompt_units"] is None:
-            del content["prompt_units"]
+    written = [
+        {name: value for name, value in row.__dict__.items() if name not in _OPTIONAL or value}
+        | ({} if row.prompt_units is None else {"prompt_units": row.prompt_units})
+        for row in rows
+    ]
     write_json_lines(folder / PAIRS_FILE, written)
 
 
@@ -92,6 +102,12 @@ def _check(content: dict[str, Any]) -> None:
         raise InputError(f"lacks {', '.join(missing)}")
     if exact and (type(content["prompt_units"]) is not int or content["prompt_units"] < 0):
         raise InputError(f"prompt_units = {content['prompt_units']!r}: expected how many units")
+    for name in ("item", "cluster"):
+        if not isinstance(content.get(name), str | None):
+            raise InputError(f"{name} = {content[name]!r}: expected a text")
+    groups = content.get("groups", {})
+    if not isinstance(groups, dict) or not all(isinstance(value, str) for value in groups.values()):
+        raise InputError(f"groups = {groups!r}: expected a table of texts")
     for name in _STARTS:
         start = content.get(name)
         if not (exact and start is None) and (not isinstance(start, (int, float)) or start < 0):
@@ -132,7 +148,7 @@ def _parts(one: Units, other: Units, row: PairRow) -> tuple[Units, Units, Units]
     assert row.chosen_start is not None  # noqa: S101 - was checked when it was read
     assert row.rejected_start is not None  # noqa: S101
     frames = [round(start * one.frame_rate) for start in (row.chosen_start, row.rejected_start)]
-    early = _heard_early(one, other, frames)
+    early = heard_early(one, other, frames)
     prompt, chosen = one.split(frames[0] - early)
     _, rejected = other.split(frames[1] - early)
     return prompt, _after(prompt, chosen), _after(prompt, rejected)
@@ -150,7 +166,7 @@ def _after(prompt: Units, side: Units) -> Units:
     return side
 
 
-def _heard_early(chosen: Units, rejected: Units, frames: Sequence[int]) -> int:
+def heard_early(chosen: Units, rejected: Units, frames: Sequence[int]) -> int:
     """How many of the prompt's last frames, before the seam of each, already differ between the sides.
 
     A tokenizer hears a little beyond a frame, so the last frames before the seam may tell of what follows.

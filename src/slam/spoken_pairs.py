@@ -1,18 +1,22 @@
 """Pairs whose sides were spoken → the rows of `pairs.jsonl`, without those that would teach something else.
 
 A pair with a side that could not be spoken is left out. And where better sides are longer more often than
-worse ones, a model learns to prefer what is long; so pairs are left out until either is as frequent.
+worse ones, a model learns to prefer what is long; so pairs are left out until either is as frequent. What
+several voices ask is left out in all of them, or in none.
 """
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from slam.errors import InputError
+from slam.pair_filters import balance
 from slam.pairs import PairRow
 
-_TIE_SECONDS = 0.001
+_HUNDREDTHS = 100  # of a second, in which lengths are compared
 
 
 @dataclass(frozen=True)
@@ -46,32 +50,39 @@ def spoken_pairs(
         for pair in planned
         if pair.chosen in spoken and pair.rejected in spoken
     ]
-    dropped = set(_majority([pair for pair in whole if pair.id in balanced], spoken, seed))
-    kept = [pair for pair in whole if pair.id not in dropped]
+    kept = _balanced(whole, spoken, balanced, seed)
     counts = {"num_pairs": len(kept)}
     if len(whole) < len(planned):
         counts["num_pairs_unspoken"] = len(planned) - len(whole)
     if balanced:
-        counts["num_pairs_dropped_for_length"] = len(dropped)
+        counts["num_pairs_dropped_for_length"] = len(whole) - len(kept)
     if planned and not kept:
         raise InputError(
             f"no pair is left of {len(planned)}: {len(planned) - len(whole)} could not be spoken, "
-            f"{len(dropped)} were dropped for their length; see balance_lengths"
+            f"{len(whole) - len(kept)} were dropped for their length; see balance_lengths"
         )
     return kept, counts
 
 
-def _majority(pairs: Sequence[PairRow], spoken: Mapping[str, Spoken], seed: int) -> Iterator[str]:
-    """Ids to drop, so that in each benchmark as many better sides are longer as are shorter."""
-    for benchmark in dict.fromkeys(pair.benchmark for pair in pairs):
-        longer: list[str] = []
-        shorter: list[str] = []
-        for pair in pairs:
+def _balanced(
+    pairs: Sequence[PairRow], spoken: Mapping[str, Spoken], balanced: frozenset[str], seed: int
+) -> list[PairRow]:
+    """`pairs` without those that are left out for their length; benchmarks are balanced apart."""
+    asked: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # by benchmark and item
+    for pair in pairs:
+        if pair.id in balanced:
             more = _seconds(spoken[pair.chosen]) - _seconds(spoken[pair.rejected])
-            if pair.benchmark == benchmark and abs(more) > _TIE_SECONDS:
-                (longer if more > 0 else shorter).append(pair.id)
-        more_often, excess = max(longer, shorter, key=len), abs(len(longer) - len(shorter))
-        yield from random.Random(f"{seed}-length-{benchmark}").sample(more_often, excess)  # noqa: S311
+            asked[pair.benchmark][pair.item or pair.id].append(more)
+    stay = {
+        (benchmark, item)
+        for benchmark, items in asked.items()
+        for item in balance(
+            list(items), np.array([round(_HUNDREDTHS * np.mean(more)) for more in items.values()]), seed
+        )
+    }
+    return [
+        pair for pair in pairs if pair.id not in balanced or (pair.benchmark, pair.item or pair.id) in stay
+    ]
 
 
 def _seconds(spoken: Spoken) -> float:

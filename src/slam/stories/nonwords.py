@@ -53,7 +53,7 @@ _RARE_GROUPS: Final = frozenset(
 )
 
 # A letter group and where it stands: "start", "middle" or "end" of the stem.
-_Group = tuple[str, str]
+Group = tuple[str, str]
 
 
 @cache
@@ -72,7 +72,7 @@ def nonwords_of(word: str) -> tuple[str, ...]:
 @cache
 def candidates_of(word: str) -> tuple[str, ...]:
     """Every candidate non-word of `word`, before those that are words are taken out."""
-    groups, ending = _split_groups(word)
+    groups, ending = split_groups(word)
     inventory = _inventory()
     rng = random.Random(f"nonwords-{word}")
     found: dict[str, None] = {}
@@ -87,7 +87,7 @@ def candidates_of(word: str) -> tuple[str, ...]:
             *rng.sample(later, min(len(later), rng.randrange(_MAX_EXCHANGED))),
         ]
         for index in exchanged:
-            letters[index] = rng.choice(inventory.get(_slot(groups[index]), (letters[index],)))
+            letters[index] = rng.choice(inventory.get(slot_of(groups[index]), (letters[index],)))
         candidate = "".join(letters) + ending
         if (
             candidate not in ALL_WORDS
@@ -101,12 +101,13 @@ def candidates_of(word: str) -> tuple[str, ...]:
 
 def pattern_of(word: str) -> str:
     """Spell out the consonant and vowel letters of a word: "table" is "CVCCV"."""
-    groups, ending = _split_groups(word)
-    letters = "".join(_slot(group)[0] * len(group[0]) for group in groups)
+    groups, ending = split_groups(word)
+    letters = "".join(slot_of(group)[0] * len(group[0]) for group in groups)
     return letters + "".join("V" if letter in "aeiouy" else "C" for letter in ending)
 
 
-def _split_groups(word: str) -> tuple[list[_Group], str]:
+def split_groups(word: str) -> tuple[list[Group], str]:
+    """The consonant and vowel groups of a word, each with its place, and a written ending or ""."""
     match = _ENDING.search(word)
     ending = match[0] if match and len(word) - len(match[0]) >= _MIN_STEM else ""
     parts = _GROUPS.findall(word[: len(word) - len(ending)])
@@ -116,7 +117,8 @@ def _split_groups(word: str) -> tuple[list[_Group], str]:
     return list(zip(parts, places, strict=True)), ending
 
 
-def _slot(group: _Group) -> tuple[str, str, int]:
+def slot_of(group: Group) -> tuple[str, str, int]:
+    """Whose place a group may take: "C" or "V", where it stands, and its letters."""
     letters, place = group
     is_vowel = letters[0] in "aeiou" or (letters == "y" and place != "start")
     return ("V" if is_vowel else "C", place, len(letters))
@@ -128,9 +130,9 @@ def _inventory() -> dict[tuple[str, str, int], tuple[str, ...]]:
     inventory: dict[tuple[str, str, int], list[str]] = {}
     for word in ALL_WORDS:
         if len(word) >= MIN_LETTERS:
-            for group in _split_groups(word)[0]:
+            for group in split_groups(word)[0]:
                 if group[0] not in _RARE_GROUPS:
-                    inventory.setdefault(_slot(group), []).append(group[0])
+                    inventory.setdefault(slot_of(group), []).append(group[0])
     return {slot: tuple(groups) for slot, groups in inventory.items()}
 
 
