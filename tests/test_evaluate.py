@@ -3,18 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import reference_model
 import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.evaluate import EvaluateConfig, evaluate
-from slam.metrics.preference import bootstrap_mean, preferences
+from slam.pairs import read_pair_rows, write_pair_rows
 from slam.run import read_json, read_json_lines, read_run
 
-COLUMNS = {"model", "benchmark", "metric", "value", "low", "high", "n"}
+COLUMNS = {"model", "benchmark", "protocol", "metric", "value", "low", "high", "n"}
 
 
 def mixed_pairs():
@@ -63,7 +61,11 @@ def scored(folders):
 
 
 def values(folder):
-    return {(row["model"], row["benchmark"]): row["value"] for row in read_json(folder / "results.json")}
+    return {
+        (row["model"], row["benchmark"]): row["value"]
+        for row in read_json(folder / "results.json")
+        if row["metric"] == "accuracy"
+    }
 
 
 def documents_of(pairs):
@@ -95,27 +97,32 @@ def test_each_pairs_scores_are_means_over_all_tokens_after_the_first(folders, sc
 def test_the_table_has_exactly_its_columns_and_counts_its_pairs(scored):
     rows = read_json(scored / "results.json")
     assert {frozenset(row) for row in rows} == {frozenset(COLUMNS)}
-    assert [(row["model"], row["benchmark"]) for row in rows] == [
+    plain = [row for row in rows if row["metric"] == "accuracy"]
+    assert [(row["model"], row["benchmark"]) for row in plain] == [
         (model, benchmark)
         for model in ("first", "second")
         for benchmark in ("counting", "other", "noise", "ties")
     ]
-    assert {row["metric"] for row in rows} == {"accuracy"}
-    assert [row["n"] for row in rows[:4]] == [24, 15, 20, 3]
+    assert [row["n"] for row in plain[:4]] == [24, 15, 20, 3]
+    assert {row["protocol"] for row in rows} == {"slam"}
     for row in rows:
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
 
 
 def test_scores_by_kind_add_up_to_the_benchmarks(scored):
+    groups = [row for row in read_json(scored / "groups.json") if row["grouping"] == "kind"]
     for row in read_json(scored / "results.json"):
         kinds = [
-            kind
-            for kind in read_json(scored / "kinds.json")
-            if (kind["model"], kind["benchmark"]) == (row["model"], row["benchmark"])
+            one for one in groups if (one["model"], one["benchmark"]) == (row["model"], row["benchmark"])
         ]
         assert sum(kind["n"] for kind in kinds) == row["n"]
-        total = sum(kind["n"] * kind["value"] for kind in kinds)
-        assert total == pytest.approx(row["n"] * row["value"])
+        if row["metric"] == "accuracy":
+            total = sum(kind["n"] * kind["value"] for kind in kinds)
+            assert total == pytest.approx(row["n"] * row["value"])
+        else:  # the mean over kinds, which only a benchmark of several has
+            assert row["metric"] == "accuracy_macro"
+            assert row["value"] == pytest.approx(np.mean([kind["value"] for kind in kinds]))
+            assert len(kinds) > 1
 
 
 def test_a_pair_whose_sides_are_the_same_counts_one_half_in_any_batch(folders, scored, tmp_path):
@@ -171,10 +178,12 @@ def test_broken_weights_are_one_clear_error_and_no_table(folders, tmp_path):
 
 
 def test_a_score_that_is_not_a_number_names_its_pair(folders, tmp_path, monkeypatch):
-    def some(_, documents, **__):
-        return np.where(np.arange(len(documents)) == 3, -np.inf, -1.0), np.ones(len(documents), np.int64)
+    def some(_, pairs, **__):
+        values = [tuple(np.full(len(side) - 1, -1.0, np.float32) for side in pair) for pair in pairs]
+        values[3][1][0] = -np.inf
+        return values
 
-    monkeypatch.setattr("slam.packing.log_likelihoods", some)
+    monkeypatch.setattr("slam.pair_scoring.pair_values", some)
     with pytest.raises(InputError, match=r"pair 'pair-3'.*not a number"):
         evaluate(config_of(folders), tmp_path / "scores")
 
@@ -194,42 +203,131 @@ def test_nothing_to_score_is_refused(folders):
         replace(config_of(folders), most_tokens=0)
 
 
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30))
-def test_a_preference_is_one_a_half_or_nothing(rows):
-    chosen, rejected = np.array(rows, float).T
-    found = preferences(chosen, rejected)
-    assert found.tolist() == [1.0 if c > r else 0.0 if c < r else 0.5 for c, r in rows]
-    assert (preferences(rejected, chosen) == 1 - found).all()
+def test_another_protocol_is_another_row_beside_the_first(folders, scored, tmp_path):
+    run = evaluate(config_of(folders, protocols=("slam", "slam+continuation+sum")), tmp_path / "scores")
+    rows = read_json(tmp_path / "scores" / "results.json")
+    assert [row for row in rows if row["protocol"] == "slam"] == read_json(scored / "results.json")
+    assert {row["protocol"] for row in rows} == {"slam", "slam+continuation+sum"}
+    assert set(run.results["protocols"]) == {"slam", "slam+continuation+sum"}
+    items = read_json_lines(tmp_path / "scores" / "items.jsonl")
+    one, other = (
+        {(row["model"], row["id"]): row["chosen"] for row in items if row["protocol"] == name}
+        for name in ("slam", "slam+continuation+sum")
+    )
+    assert one.keys() == other.keys()
+    assert one != other
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=40), st.integers(0, 9))
-def test_an_interval_holds_its_mean_and_is_decided_by_its_seed(values, seed):
-    found = bootstrap_mean(np.array(values), seed=seed)
-    assert found.value == pytest.approx(np.mean(values))
-    assert found.n == len(values)
-    assert min(values) <= found.low <= found.value <= found.high <= max(values)
-    assert found == bootstrap_mean(np.array(values), seed=seed)
+def test_swapped_sides_give_one_minus_every_accuracy(folders, scored, tmp_path):
+    swapped = [(*pair[:4], pair[5], pair[4]) for pair in mixed_pairs()]
+    toy_language.write_pairs(tmp_path / "pairs", swapped)
+    evaluate(config_of(folders, benchmarks=(tmp_path / "pairs",)), tmp_path / "scores")
+    before, after = (read_json(folder / "results.json") for folder in (scored, tmp_path / "scores"))
+    for one, other in zip(before, after, strict=True):
+        assert other["value"] == pytest.approx(1 - one["value"], abs=1e-12)
 
 
-def test_other_seeds_give_other_resamples():
-    found = {bootstrap_mean(np.random.default_rng(0).random(37), seed=seed).low for seed in range(4)}
-    assert len(found) == 4
+def test_a_model_that_knows_nothing_scores_one_half_within_its_interval(tmp_path):
+    generator = np.random.default_rng(11)
+    pairs = []
+    for number in range(400):  # both sides from one distribution: nothing tells them apart
+        sides = [np.cumsum(generator.integers(1, 12, generator.integers(4, 12))) % 12 for _ in range(2)]
+        pairs.append((f"noise-{number}", "noise", "noise", [], *sides))
+    toy_language.write_pairs(tmp_path / "pairs", pairs)
+    toy_language.write_lm(tmp_path / "lm")
+    config = EvaluateConfig(models={"random": tmp_path / "lm"}, benchmarks=(tmp_path / "pairs",))
+    evaluate(config, tmp_path / "scores")
+    (row,) = read_json(tmp_path / "scores" / "results.json")
+    assert row["low"] <= 0.5 <= row["high"]
+    for floor in read_json(tmp_path / "scores" / "floors.json"):
+        assert 0.45 <= floor["value"] <= 0.58
 
 
-def test_an_interval_covers_the_true_accuracy_about_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        found = bootstrap_mean((generator.random(100) < 0.7).astype(float), seed=trial)
-        covered += found.low <= 0.7 <= found.high
-    assert (
-        0.90 <= covered / 200 <= 0.99
-    )  # a binomial of 200 at 0.95 lies within ± 0.03 nineteen times in twenty
+def test_floors_see_lengths_and_frequent_units(tmp_path, folders):
+    generator = np.random.default_rng(12)
+    pairs = []
+    for number in range(60):
+        common, rare = (np.resize(some, 6 + number % 3) for some in ([1, 2], [7, 9, 11, 4, 5, 6, 8, 10]))
+        # better sides are always shorter; only in the second set are they of frequent units
+        pairs.append((f"l{number}", "length", "all", [], common[: generator.integers(3, 6)], common))
+        pairs.append((f"u{number}", "unigram", "all", [], common, rare))
+    toy_language.write_pairs(tmp_path / "pairs", pairs)
+    evaluate(config_of(folders, benchmarks=(tmp_path / "pairs",)), tmp_path / "scores")
+    found = {(row["benchmark"], row["floor"]): row for row in read_json(tmp_path / "scores" / "floors.json")}
+    assert found["length", "length"]["value"] == 1.0
+    assert found["length", "length"]["direction"] == "shorter"
+    assert found["unigram", "length"]["value"] == 0.5
+    assert found["unigram", "unigram"]["value"] == 1.0
+    # frequencies of speech in which the common units never are
+    toy_language.write_units(tmp_path / "speech", {"a": [7, 9, 11, 4, 5, 6, 8, 10] * 9})
+    changed = config_of(folders, benchmarks=(tmp_path / "pairs",), unigram_from=(tmp_path / "speech",))
+    evaluate(changed, tmp_path / "others")
+    found = {(row["benchmark"], row["floor"]): row for row in read_json(tmp_path / "others" / "floors.json")}
+    assert found["unigram", "unigram"]["value"] == 0.0
 
 
-def test_an_interval_is_as_wide_as_the_binomial_says():
-    hits = np.repeat([1.0, 0.0], [700, 300])
-    found = bootstrap_mean(hits)
-    width = 2 * 1.96 * np.sqrt(0.7 * 0.3 / 1000)
-    assert found.high - found.low == pytest.approx(width, rel=0.1)
+def test_unigrams_of_another_tokenizer_are_refused(tmp_path, folders):
+    toy_language.write_units(tmp_path / "speech", {"a": [1, 2]}, fingerprint="f" * 16)
+    with pytest.raises(MismatchError, match="leave it out of unigram_from"):
+        evaluate(config_of(folders, unigram_from=(tmp_path / "speech",)), tmp_path / "scores")
+
+
+def test_models_are_compared_on_the_same_pairs(scored):
+    found = read_json(scored / "comparisons.json")
+    assert [(row["model"], row["other"]) for row in found] == [("second", "first")] * 4
+    for row in found:
+        one, other = (values(scored)[name, row["benchmark"]] for name in (row["model"], row["other"]))
+        assert row["difference"] == pytest.approx(one - other)
+        assert 0 < row["p"] <= 1
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_voices_are_averaged_within_items_and_resampled_with_them(tmp_path, folders):
+    pairs = toy_language.counting_pairs(24)
+    toy_language.write_pairs(tmp_path / "pairs", pairs)
+    rows = [
+        replace(row, item=f"item-{number // 4}", groups={"voice": "ABCD"[number % 4]})
+        for number, row in enumerate(read_pair_rows(tmp_path / "pairs"))
+    ]
+    write_pair_rows(tmp_path / "pairs", rows)
+    evaluate(config_of(folders, benchmarks=(tmp_path / "pairs",)), tmp_path / "scores")
+    found = [row for row in read_json(tmp_path / "scores" / "results.json") if row["model"] == "first"]
+    assert [(row["metric"], row["n"]) for row in found] == [
+        ("accuracy", 24), ("accuracy_macro", 24), ("accuracy_by_item", 6)
+    ]  # fmt: skip
+    assert found[2]["value"] == pytest.approx(found[0]["value"])  # as many voices for each item
+    voices = [
+        row for row in read_json(tmp_path / "scores" / "groups.json")
+        if row["model"] == "first" and row["grouping"] == "voice"
+    ]  # fmt: skip
+    assert [(row["group"], row["n"]) for row in voices] == [(voice, 6) for voice in "ABCD"]
+    plain = tmp_path / "plain"
+    toy_language.write_pairs(plain / "pairs", pairs)
+    evaluate(config_of(folders, benchmarks=(plain / "pairs",)), plain / "scores")
+    apart = next(iter(read_json(plain / "scores" / "results.json")))
+    assert (apart["low"], apart["high"]) != (found[0]["low"], found[0]["high"])
+    assert apart["value"] == found[0]["value"]
+
+
+def test_a_subset_is_drawn_by_the_seed_from_each_benchmark(folders, tmp_path):
+    kept = []
+    for seed in (0, 0, 1):
+        out = tmp_path / str(len(kept))
+        evaluate(config_of(folders, max_pairs=10, seed=seed), out)
+        kept.append([row["id"] for row in read_json_lines(out / "items.jsonl") if row["model"] == "first"])
+    assert kept[0] == kept[1] != kept[2]
+    assert len(kept[0]) == 10 + 10 + 10 + 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"protocols": ("slam", "slam")}, "each once"),
+        ({"protocols": ()}, "at least one"),
+        ({"protocols": ("global",)}, "no protocol is called 'global'"),
+        ({"max_pairs": 0}, "max_pairs must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(folders, changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        config_of(folders, **changes)

@@ -71,6 +71,7 @@ def test_the_peak_of_a_cpu_is_not_known():
     ("name", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", 989e12),
         ("NVIDIA GH200 480GB", 989e12),

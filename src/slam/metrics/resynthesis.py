@@ -1,10 +1,8 @@
 """A sound made from units → its distance from the recording, and the units not heard in it again."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from slam.audio import Audio
 from slam.tokenizers import SpeechTokenizer
@@ -34,16 +32,7 @@ def log_mel_distance(heard: Audio, meant: Audio) -> float:
 
 def unit_errors(tokenizer: SpeechTokenizer, heard: Audio, meant: Units) -> int:
     """How many units must be put in, left out or replaced to get `meant` from the sound's own."""
+    from rapidfuzz.distance import Levenshtein
+
     (found,) = tokenizer.encode([heard.resample(tokenizer.sample_rate)])
-    return edit_distance(found.ids, meant.ids)
-
-
-def edit_distance(one: "Sequence[int] | npt.NDArray[np.uint16]", other: npt.NDArray[np.uint16]) -> int:
-    """Levenshtein's distance, a row of his table at a time."""
-    places = np.arange(len(other) + 1)
-    row = places
-    for number, item in enumerate(one, 1):
-        best = np.minimum(row[1:] + 1, row[:-1] + (other != item))
-        # what is put in before a place is paid for from the best place to its left
-        row = np.minimum.accumulate(np.concatenate(([number], best)) - places) + places
-    return int(row[-1])
+    return Levenshtein.distance(found.ids.tolist(), meant.ids.tolist())

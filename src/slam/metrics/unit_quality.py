@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from slam.metrics.preference import Estimate, bootstrap_mean
 
-_ROWS = 32  # of the matrix of distances that are computed together
-
 Counts = npt.NDArray[np.int64]
 Speakers = Literal["any", "within", "across"]
 
@@ -69,46 +67,13 @@ def agreement(units: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Agreement | 
     )
 
 
-def _edits(
-    rows: Sequence[npt.NDArray[np.uint16]], columns: Sequence[npt.NDArray[np.uint16]]
-) -> npt.NDArray[np.int64]:
-    """Edit distances `[len(rows), len(columns)]`, all tables filled together, a line of them at a time."""
-    across, across_lengths = _padded(columns)
-    down, down_lengths = _padded(rows)
-    places = np.arange(across.shape[1] + 1)
-    line = np.broadcast_to(places, (len(rows), len(columns), len(places))).copy()
-    result = np.broadcast_to(across_lengths, (len(rows), len(columns))).copy()
-    for number in range(1, down.shape[1] + 1):
-        exchanged = line[:, :, :-1] + (across[None] != down[:, None, number - 1, None])
-        line[:, :, 0] = number
-        line[:, :, 1:] = np.minimum(line[:, :, 1:] + 1, exchanged)
-        # an insertion costs 1: the least over all places before, each place further off by 1
-        line = np.minimum.accumulate(line - places, axis=2) + places
-        ended = np.flatnonzero(down_lengths == number)
-        result[ended] = line[ended][:, np.arange(len(columns)), across_lengths]
-    return result.astype(np.int64)
-
-
-def _padded(rows: Sequence[npt.NDArray[np.uint16]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """`[n, longest]` and lengths `[n]`; what fills up lies behind every cell that is read."""
-    lengths = np.array([len(row) for row in rows], np.int64)
-    padded = np.zeros((len(rows), int(lengths.max(initial=0))), np.int32)
-    for place, row in zip(padded, rows, strict=True):
-        place[: len(row)] = row
-    return padded, lengths
-
-
 def distances(segments: Sequence[npt.NDArray[np.uint16]]) -> npt.NDArray[np.float64]:
     """Edits over the longer one's length, between any two of `segments` (none empty), `[n, n]`."""
-    lengths = np.array([len(segment) for segment in segments])
-    longer = np.maximum(lengths[:, None], lengths[None])
-    order = np.argsort(lengths, kind="stable")  # rows of like length need the same number of lines
-    found = np.zeros((len(segments), len(segments)))
-    for start in range(0, len(segments), _ROWS):
-        chosen = order[start : start + _ROWS]
-        found[chosen] = _edits([segments[index] for index in chosen], segments)
-    found /= longer
-    return found
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
+    rows = [segment.tolist() for segment in segments]
+    return cdist(rows, rows, scorer=Levenshtein.normalized_distance, dtype=np.float64)
 
 
 @dataclass(frozen=True)
