@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from slam.audio import Audio
 from slam.errors import ConfigError
+from slam.recognizers import Recognizer
 from slam.synthesizers import Synthesizer, Utterance
 from slam.tokenizers import SpeechTokenizer
 from slam.units import Units
@@ -117,6 +118,20 @@ def check_written_units(vocoder: Vocoder, batch: Sequence[Units], samples_per_fr
         assert np.abs(audio.samples).max(initial=0) <= 1
         (alone,) = vocoder.decode([units])
         assert alone.samples.tobytes() == audio.samples.tobytes()
+
+
+def check_recognizer(recognizer: Recognizer, recordings: Sequence[Audio]) -> None:
+    """A line of text for each recording of any rate, the same in any batch; silence of no length is empty."""
+    assert isinstance(recognizer, Recognizer)
+    texts = recognizer.transcribe(recordings)
+    assert len(texts) == len(recordings)
+    for audio, text in zip(recordings, texts, strict=True):
+        assert "\n" not in text
+        assert recognizer.transcribe([audio]) == [text]
+    assert recognizer.transcribe(recordings[::-1]) == texts[::-1]
+    nothing = Audio(np.zeros(0, np.float32), recognizer.sample_rate)
+    assert recognizer.transcribe([nothing, recordings[0]]) == ["", texts[0]]
+    assert recognizer.transcribe([]) == []
 
 
 def check_synthesizer(synthesizer: Synthesizer, voice: str) -> None:

@@ -11,7 +11,7 @@ import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.generate import GenerateConfig, continue_units, find_prompts, generate
 from slam.model import SpeechLM
-from slam.run import read_json_lines
+from slam.run import read_json_lines, write_json_lines
 from slam.units import Units, read_units
 
 
@@ -82,21 +82,73 @@ def test_the_declared_rate_is_the_files_rate(folders, made):
 
 def test_prompts_are_spread_over_the_folder_and_cut_to_their_seconds(folders):
     units = read_units(folders / "units")
-    found = find_prompts(units, config_of(folders))
-    assert [name for name, _ in found] == ["said-0", "said-4", "said-8"]
-    for name, prompt in found:
-        assert prompt.expand().tolist() == units.by_name()[name].expand()[:4].tolist()
-    whole = find_prompts(units, config_of(folders, prompt_seconds=0))
-    assert [prompt.num_frames for _, prompt in whole] == [units[n].num_frames for n in (0, 4, 8)]
-    every = find_prompts(units, config_of(folders, num_prompts=100))
-    assert [name for name, _ in every] == list(units.names)
+    found = find_prompts(units, config_of(folders)).taken
+    assert [one.id for one in found] == ["said-0", "said-4", "said-8"]
+    for one in found:
+        assert one.units.expand().tolist() == units.by_name()[one.id].expand()[:4].tolist()
+    whole = find_prompts(units, config_of(folders, prompt_seconds=0)).taken
+    assert [one.units.num_frames for one in whole] == [units[n].num_frames for n in (0, 4, 8)]
+    every = find_prompts(units, config_of(folders, num_prompts=100)).taken
+    assert [one.id for one in every] == list(units.names)
+
+
+def test_the_first_prompts_come_in_the_folders_order(folders):
+    units = read_units(folders / "units")
+    found = find_prompts(units, config_of(folders, selection="first", num_prompts=4)).taken
+    assert [one.id for one in found] == ["said-0", "said-1", "said-2", "said-3"]
 
 
 def test_the_prompts_of_pairs_are_what_stands_before_the_seam(folders):
     units = read_units(folders / "pairs")
-    found = find_prompts(units, config_of(folders, num_prompts=9, prompt_seconds=0))
+    found = find_prompts(units, config_of(folders, num_prompts=9, prompt_seconds=0)).taken
     expected = {pair[0]: list(pair[3]) for pair in toy_language.counting_pairs(5)}
-    assert {name: prompt.ids.tolist() for name, prompt in found} == expected
+    assert {one.id: one.units.ids.tolist() for one in found} == expected
+
+
+def test_or_they_are_cut_from_whole_better_sides_where_no_seam_is_known(folders):
+    units = read_units(folders / "pairs")
+    config = config_of(folders, prompts_from="chosen", num_prompts=9)
+    found = find_prompts(units, config).taken
+    whole = units.by_name()
+    for one in found:
+        assert one.units.expand().tolist() == whole[f"{one.id}-chosen"].expand()[:4].tolist()
+    assert len(found) == 5
+
+
+def test_what_is_too_short_to_be_a_prompt_is_left_out_and_counted(folders):
+    units = read_units(folders / "units")
+    seconds = sorted(units[n].num_frames / 25 for n in range(9))
+    found = find_prompts(units, config_of(folders, min_seconds=seconds[4], num_prompts=100))
+    assert found.num_short == sum(one < seconds[4] for one in seconds)
+    assert len(found) == 9 - found.num_short
+    with pytest.raises(InputError, match="none of 9 prompts lasts 99 seconds"):
+        find_prompts(units, config_of(folders, min_seconds=99))
+
+
+def test_prompts_end_with_the_word_nearest_to_their_seconds(folders, tmp_path):
+    units = read_units(folders / "units")
+    rows = [
+        {"id": name, "start": start, "end": end, "label": "w"}
+        for name in units.names
+        for start, end in ((0.0, 0.08), (0.08, 0.2), (0.2, 0.32))
+        if name != "said-3"
+    ]
+    write_json_lines(tmp_path / "labels.jsonl", rows)
+    found = find_prompts(units, config_of(folders, word_ends=tmp_path / "labels.jsonl", num_prompts=100))
+    assert {one.units.num_frames for one in found.taken} == {5}  # 0.2 s is nearer to 0.16 than 0.08 is
+    assert found.without_words == ("said-3",)
+
+
+def test_a_continuation_may_also_be_spoken_alone(folders, tmp_path):
+    generate(config_of(folders, alone=True), tmp_path / "made")
+    rows = [r for r in read_json_lines(tmp_path / "made" / "continuations.jsonl") if r["model"] is not None]
+    for row in rows:
+        if row["units"]:
+            found = soundfile.info(tmp_path / "made" / row["alone"])
+            assert found.frames / found.samplerate == pytest.approx(row["alone_seconds"])
+            assert row["alone_seconds"] < row["seconds"]
+        else:
+            assert row["alone"] is None
 
 
 def test_a_continuation_is_the_same_whichever_prompts_are_beside_it(folders, made, tmp_path):

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slam.audio import write_audio
-from slam.errors import ConfigError, InputError
-from slam.pairs import PAIRS_FILE, read_pairs
+from slam.errors import ConfigError
 from slam.progress import bar
+from slam.prompts import PromptConfig, find_prompts
 from slam.run import Results, source, stage, write_json_lines
 from slam.tokenizers import BUILT_IN, load_tokenizer
-from slam.units import Units, UnitsFolder, read_units
-from slam.vocoders import load_vocoder
+from slam.units import Ids, Units, read_units
+from slam.vocoders import Vocoder, load_vocoder
 
 if TYPE_CHECKING:
     from slam.model import SpeechLM
@@ -28,17 +28,11 @@ CONTINUATIONS_FILE = "continuations.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(PromptConfig):
     """Settings of `slam generate`."""
 
     models: dict[str, Path] = source(required=True)
     """The speech LMs that speak: the name to report → folder."""
-    prompts: Path = source(required=True)
-    """A folder of units: the prompts of its pairs, or its utterances where it has none."""
-    num_prompts: int = 8
-    """How many prompts, evenly spaced over the folder."""
-    prompt_seconds: float | None = 3.0
-    """Length to which a prompt is cut, in seconds; 0 keeps all of it."""
     max_new_units: int = 150
     """Most units in a continuation."""
     temperature: float = 0.8
@@ -47,6 +41,8 @@ class GenerateConfig:
     """Units among which one is sampled."""
     repetition_penalty: float = 1.1
     """Divides the scores of units already said (Keskar et al., 2019); 1 is off."""
+    alone: bool = False
+    """Also speak each continuation without its prompt, for scores of the continuation alone."""
     vocoder: str = "griffin-lim"
     """Who speaks the units: a built-in vocoder, or package.module:Name."""
     vocoder_from: Path | None = source()
@@ -57,18 +53,19 @@ class GenerateConfig:
     """Decides every draw."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.models:
             raise ConfigError("name at least one model")
-        if self.num_prompts < 1 or self.max_new_units < 1 or self.top_k < 1:
-            raise ConfigError("num_prompts, max_new_units and top_k must be at least 1")
-        if self.prompt_seconds is not None and self.prompt_seconds < 0:
-            raise ConfigError(f"prompt_seconds = {self.prompt_seconds}: must not be negative")
+        if self.max_new_units < 1 or self.top_k < 1:
+            raise ConfigError("max_new_units and top_k must be at least 1")
         for name in self.models:
             # each model's sounds are named after it, beside those of the prompts
             if not re.fullmatch(r"[\w.+-]+", name) or name == "prompt":
                 raise ConfigError(
                     f"models: {name!r} cannot name a sound file; use letters, digits and dashes"
                 )
+            if self.alone and f"{name}-alone" in self.models:
+                raise ConfigError(f"models: {name}-alone would take the names of {name!r}'s sounds")
         if self.temperature < 0 or self.repetition_penalty <= 0:
             raise ConfigError("temperature must not be negative, repetition_penalty must be more than 0")
 
@@ -90,64 +87,66 @@ def generate(config: GenerateConfig, out: Path) -> Results:
     prompts = find_prompts(units, config)
     rows: list[dict[str, Any]] = []
     with bar("generating", len(prompts) * len(config.models)) as progress:
-        for number, (name, prompt) in enumerate(prompts):
+        for number, prompt in enumerate(prompts.taken):
             path = f"{number:03d}-prompt.wav"
-            write_audio(out / path, vocoder.decode([prompt])[0])
-            rows.append({"prompt": name, "model": None, "audio": path, "num_units": len(prompt)})
+            audio = vocoder.decode([prompt.units])[0]
+            write_audio(out / path, audio)
+            rows.append(
+                {
+                    "prompt": prompt.id,
+                    "model": None,
+                    "audio": path,
+                    "num_units": len(prompt.units),
+                    "seconds": audio.seconds,
+                    "units": prompt.units.ids.tolist(),
+                }
+            )
         for model, folder in config.models.items():
             speech_lm = SpeechLM.load(folder)
             speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.prompts)
-            for number, (name, prompt) in enumerate(prompts):
-                ids, ended = continue_units(speech_lm, prompt, name, config)
-                path = f"{number:03d}-{model}.wav"
-                whole = Units(np.concatenate([prompt.ids, ids]), None, units.frame_rate)
-                audio = vocoder.decode([whole])[0]
-                write_audio(out / path, audio)
+            for number, prompt in enumerate(prompts.taken):
+                ids, ended = continue_units(speech_lm, prompt.units, prompt.id, config)
                 rows.append(
-                    {
-                        "prompt": name,
-                        "model": model,
-                        "audio": path,
-                        "num_units": len(ids),
-                        "ended": ended,
-                        "seconds": audio.seconds,
-                        "units": ids.tolist(),
-                    }
+                    {"prompt": prompt.id, "model": model, "prompt_seconds": prompt.seconds}
+                    | _spoken(
+                        vocoder, prompt.units, ids, out / f"{number:03d}-{model}.wav", alone=config.alone
+                    )
+                    | {"num_units": len(ids), "ended": ended, "units": ids.tolist()}
                 )
                 progress.advance()
     write_json_lines(out / CONTINUATIONS_FILE, rows)
     made = [row for row in rows if row["model"] is not None]
     return {
         "num_prompts": len(prompts),
+        "num_short_prompts": prompts.num_short,
+        "num_prompts_without_words": len(prompts.without_words),
+        "prompts_without_words": prompts.without_words[:20],
         "num_continuations": len(made),
         "num_ended_by_the_model": sum(row["ended"] for row in made),
         "sample_rate": vocoder.sample_rate,
+        "tokenizer": units.tokenizer,
+        "tokenizer_fingerprint": units.tokenizer_fingerprint,
     }
 
 
-def find_prompts(units: UnitsFolder, config: GenerateConfig) -> list[tuple[str, Units]]:
-    """`num_prompts` prompts with their ids, each cut to `prompt_seconds`.
-
-    Raises:
-        InputError: there are none.
-    """
-    if (units.path / PAIRS_FILE).is_file():
-        found = [(pair.id, pair.prompt) for pair in read_pairs(units) if len(pair.prompt)]
-    else:
-        found = [(name, units[number]) for number, name in enumerate(units.names) if len(units[number])]
-    if not found:
-        raise InputError(f"{units.path}: holds no prompts")
-    chosen = np.linspace(0, len(found) - 1, min(config.num_prompts, len(found))).round().astype(int)
-    prompts = [found[index] for index in chosen]
-    if not config.prompt_seconds:
-        return prompts
-    frames = max(1, round(config.prompt_seconds * units.frame_rate))
-    return [(name, prompt.split(frames)[0]) for name, prompt in prompts]
+def _spoken(vocoder: Vocoder, prompt: Units, ids: Ids, path: Path, *, alone: bool) -> dict[str, Any]:
+    """Speak prompt and continuation into the file `path`, the latter also alone; what a row says of it."""
+    whole = vocoder.decode([Units(np.concatenate([prompt.ids, ids]), None, prompt.frame_rate)])[0]
+    write_audio(path, whole)
+    row = {"audio": path.name, "seconds": whole.seconds}
+    if not alone:
+        return row
+    if not len(ids):  # a model that ended at once said nothing, and no sound file holds nothing
+        return row | {"alone": None, "alone_seconds": 0.0}
+    rest = vocoder.decode([Units(ids, None, prompt.frame_rate)])[0]
+    path = path.with_name(f"{path.stem}-alone.wav")
+    write_audio(path, rest)
+    return row | {"alone": path.name, "alone_seconds": rest.seconds}
 
 
 def continue_units(
     speech_lm: "SpeechLM", prompt: Units, name: str, config: GenerateConfig
-) -> tuple[np.ndarray, bool]:
+) -> tuple[Ids, bool]:
     """Sample a continuation of `prompt`.
 
     Returns:
