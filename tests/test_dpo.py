@@ -12,13 +12,13 @@ from trl import DPOConfig, DPOTrainer
 
 import reference_model
 import toy_language
+import toy_tuning
 from slam.budget import learning_rate_share
-from slam.dpo import DpoConfig, dpo, format_pairs, pair_losses, preference_task
+from slam.dpo import dpo, format_pairs, pair_losses, preference_task
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.model import SpeechLM
 from slam.packing import document_sums, log_likelihoods, packed, token_log_likelihoods, use_packed
 from slam.pairs import Pair, read_pairs
-from slam.pretrain import PretrainConfig, pretrain
 from slam.run import read_json_lines, read_run
 from slam.training.engine import ready
 from slam.units import Units, Vocabulary, read_units
@@ -30,39 +30,11 @@ VOCABULARY = toy_language.VOCABULARY
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A model that has begun to learn the toy language, and preferences about it."""
-    root = tmp_path_factory.mktemp("dpo")
-    shards = toy_language.write_shards(
-        root / "shards", toy_language.utterances(200), toy_language.utterances(9, 1)
-    )
-    pretrain(
-        PretrainConfig(
-            shards=shards,
-            budget="25 steps",
-            batch_tokens=300,
-            context=32,
-            validations=1,
-            learning_rate=5e-3,
-            architecture=toy_language.ARCHITECTURE,
-        ),
-        root / "lm",
-    )
-    toy_language.write_pairs(root / "pairs", toy_language.counting_pairs(80))
-    return root
+    return toy_tuning.write_folders(tmp_path_factory.mktemp("dpo"))
 
 
 def config_of(folders, **changes):
-    chosen = {
-        "model": folders / "lm",
-        "pairs": folders / "pairs",
-        "budget": "30 steps",
-        "batch_pairs": 16,
-        "learning_rate": 3e-3,
-        "beta": BETA,
-        "held_out_share": 0.25,
-        "validations": 2,
-        "context": 32,
-    }
-    return DpoConfig(**chosen | changes)
+    return toy_tuning.config_of(folders, **{"beta": BETA, "validations": 2} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import toy_tuning
 from slam import guard_rails
 from slam.dpo import dpo
 from slam.errors import ConfigError, InputError, MismatchError
-from slam.guard_rails import Limits, divergence, length_alone, sample, wilson_interval
+from slam.guard_rails import Limits, divergence, length_alone, sample
 from slam.metrics.auto_bleu import auto_bleu
+from slam.metrics.preference import wilson_interval
 from slam.model import SpeechLM, load_lm
 from slam.packing import log_likelihoods, use_packed
 from slam.pairs import read_pairs
@@ -22,11 +23,9 @@ from slam.run import read_run
 from slam.shards import open_shards
 from slam.units import Vocabulary, read_units
 from toy_training import act_at_step, assert_same_run, rows
-from toy_tuning import CONTEXT, config_of
+from toy_tuning import CONTEXT, HARSH, config_of
 
 VOCABULARY = toy_language.VOCABULARY
-# a tuning by preferences alone, of strides so long that they spoil what was learnt before
-HARSH = {"learning_rate": 5e-3, "beta": 0.05, "schedule": "constant"}
 RISE = 0.6  # nats a token that are too much
 
 

@@ -19,11 +19,9 @@ def test_two_processes_that_divide_the_weights_stop_where_one_does_and_save_what
         tmp_path,
         validation_shards=tmp_path / "shards",
         max_validation_loss_rise=0.6,
-        learning_rate=5e-3,
-        schedule="constant",
-        beta=0.05,
         validations=10,
         sharding="shard",
+        **toy_tuning.HARSH,
     )
     names = (
         *("model", "pairs", "budget", "batch_pairs", "learning_rate", "schedule", "beta", "held_out_share"),

@@ -68,7 +68,11 @@ def act_at_step(monkeypatch, number, act):
 def tamper(monkeypatch, change):
     """Let every training be of the task that `change` makes of the real one."""
     plain = slam.pretrain.next_token_task
-    monkeypatch.setattr(slam.pretrain, "next_token_task", lambda *given: change(plain(*given)))
+
+    def changed(*given, **named):
+        return change(plain(*given, **named))
+
+    monkeypatch.setattr(slam.pretrain, "next_token_task", changed)
 
 
 def follow(monkeypatch):

@@ -5,6 +5,8 @@ from slam.dpo import DpoConfig
 from slam.pretrain import PretrainConfig, pretrain
 
 CONTEXT = 32
+# a tuning by preferences alone, of strides so long that they spoil what was learnt before
+HARSH = {"learning_rate": 5e-3, "beta": 0.05, "schedule": "constant"}
 
 
 def write_folders(root):

@@ -14,7 +14,7 @@ import numpy as np
 
 from slam.errors import ConfigError, InputError
 from slam.metrics.auto_bleu import auto_bleu
-from slam.metrics.preference import preferences
+from slam.metrics.preference import preferences, wilson_interval
 from slam.preferences import Preferences
 from slam.progress import console
 from slam.run import Results
@@ -279,11 +279,3 @@ def length_alone(held_out: Preferences, where: Path) -> Results:
             soft_wrap=True,
         )
     return {"held_out_length_accuracy": accuracy, "held_out_length_interval": (low, high)}
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` pairs (scipy); half a pair is rounded."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)

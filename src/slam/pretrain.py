@@ -17,6 +17,7 @@ from slam.budget import TrainingConfig
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.run import Results, joint_stage, read_json, source
 from slam.shards import TEXT_TOKENIZER, Batches, TokenShards, open_shards
+from slam.watched_benchmarks import benchmark_accuracy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from slam.guard_rails import Look
     from slam.packing import Fill, Packed
     from slam.training import Task
     from slam.units import Ids, Vocabulary
@@ -51,6 +53,10 @@ class PretrainConfig(TrainingConfig):
     """Tokens in an update: 128 documents of 1024."""
     rope_theta: float | None = None
     """Base of the rotary frequencies; the base's own if not given (the paper: 10,000)."""
+    benchmarks: tuple[Path, ...] = source(())
+    """Folders of encoded pairs that are scored at each validation."""
+    benchmark_pairs: int = 200
+    """How many pairs of each of them, drawn by the seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +64,8 @@ class PretrainConfig(TrainingConfig):
             raise ConfigError("give base (a folder) or hub_base (a name), not both")
         if self.context < 2 or self.batch_tokens < 1:  # noqa: PLR2004 - one token predicts nothing
             raise ConfigError("context must be at least 2, batch_tokens at least 1")
+        if self.benchmark_pairs < 1:
+            raise ConfigError(f"benchmark_pairs = {self.benchmark_pairs}: must be at least 1")
 
 
 @joint_stage
@@ -87,11 +95,20 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
         seed=config.seed,
     )
     use_packed(lm)
-    task = next_token_task(lm, documents, validation, config)
+    speech_lm = SpeechLM(lm, shards.vocabulary, shards.tokenizer, shards.tokenizer_fingerprint)
+    looks = [
+        benchmark_accuracy(
+            speech_lm,
+            config.benchmarks,
+            num_pairs=config.benchmark_pairs,
+            seed=config.seed,
+            most_tokens=config.micro_batch_tokens,
+        )
+    ]
+    task = next_token_task(lm, documents, validation, config, looks=looks if config.benchmarks else [])
     results = train(lm, config, task, out)
     weights = gathered_weights(lm)
     if world.rank() == 0:
-        speech_lm = SpeechLM(lm, shards.vocabulary, shards.tokenizer, shards.tokenizer_fingerprint)
         speech_lm.save(out, weights)
         text_tokenizer = config.shards / "tokenizer.json"
         if text_tokenizer.is_file():
@@ -123,9 +140,17 @@ def _embeddings(config: PretrainConfig, shards: TokenShards) -> 'Literal["moment
 
 
 def next_token_task(
-    lm: "PreTrainedModel", training: TokenShards, validation: TokenShards, config: PretrainConfig
+    lm: "PreTrainedModel",
+    training: TokenShards,
+    validation: TokenShards,
+    config: PretrainConfig,
+    *,
+    looks: "Sequence[Look]" = (),
 ) -> "Task[None]":
-    """Next-token prediction inside documents, each batch at most `config.batch_tokens` of them."""
+    """Next-token prediction inside documents, each batch at most `config.batch_tokens` of them.
+
+    Each validation also takes `looks`.
+    """
     from slam.devices import best_device
     from slam.packing import log_likelihoods, packed
     from slam.training import Task
@@ -142,7 +167,10 @@ def next_token_task(
         held_out = [validation[number] for number in range(len(validation))]
         check_ids(held_out, training.vocabulary, config.shards)
         sums, counts = log_likelihoods(lm, held_out, most_tokens=config.micro_batch_tokens, poll=poll)
-        return {"validation_loss": float(-sums.sum() / counts.sum())}
+        found = {"validation_loss": float(-sums.sum() / counts.sum())}
+        for look in looks:
+            found |= look(poll)
+        return found
 
     lengths = training.lengths
     return Task(
