@@ -18,7 +18,7 @@ from slam.audio import Audio, read_audio, write_audio
 from slam.encode import EncodeConfig, encode
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.fit_vocoder import Fitting, FitVocoderConfig, fit_vocoder
-from slam.metrics.resynthesis import edit_distance, log_mel_distance, unit_errors
+from slam.metrics.resynthesis import log_mel_distance, unit_errors
 from slam.run import fingerprint_of, read_json, write_json
 from slam.tokenizers import load_tokenizer
 from slam.tokenizers.logmel_kmeans import LogMelKMeans, mel_filters
@@ -236,8 +236,15 @@ def test_a_loss_that_is_no_number_stops_with_a_word(config, tmp_path, monkeypatc
 
 @given(st.lists(st.integers(0, 4), max_size=12), st.lists(st.integers(0, 4), max_size=12))
 @settings(max_examples=200, deadline=None)
-def test_the_edit_distance_is_that_of_the_textbook(one, other):
-    found = edit_distance(np.array(one, np.uint16), np.array(other, np.uint16))
+def test_unit_errors_are_the_edits_of_the_textbook(one, other):
+    class Hears:
+        sample_rate = 16_000
+
+        def encode(self, batch):
+            return [Units(np.array(one, np.uint16), None, 50.0) for _ in batch]
+
+    meant = Units(np.array(other, np.uint16), None, 50.0)
+    found = unit_errors(Hears(), Audio(np.zeros(160, np.float32), 16_000), meant)
     assert found == reference.edit_distance(one, other)
 
 

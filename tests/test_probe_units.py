@@ -309,7 +309,7 @@ def test_the_page_shows_the_numbers_and_names_are_no_markup(
     assert cells["labels used"] == ["96", "96"]
     noise = rows[1]["abx"]["within"]
     shown = cells["ABX error, within speakers (95 % interval)"]
-    assert shown[0] == "0.0 (0.0\u20130.0)"
+    assert shown[0].startswith("0.0 (0.0\u2013")  # few labels, all right: Wilson's
     assert shown[1] == f"{100 * noise['value']:.1f} ({100 * noise['low']:.1f}\u2013{100 * noise['high']:.1f})"
     assert cells["w3"][1] == f"{100 * rows[1]['abx']['any']['by_label']['w3']:.1f}"
 

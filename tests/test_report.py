@@ -120,15 +120,87 @@ def test_the_page_fits_its_window_and_is_drawn(shown):
 def test_the_scores_on_the_page_are_those_of_the_table(toy_run):  # noqa: F811
     rows = Read((toy_run / "report.html").read_text()).rows
     scores = read_json(toy_run / "results.json")
+    floors = read_json(toy_run / "scores" / "floors.json")
     heading = rows[0]
-    assert heading[2:] == ["random", "twist", "twist-dpo"]
+    assert heading[2:] == ["random", "twist", "twist-dpo", "length alone", "unigrams alone"]
     shown = {row[0]: row for row in rows[1:5]}
-    for score in scores:
+    plain = [score for score in scores if score["metric"] == "accuracy"]
+    for score in plain:
         row = shown[score["benchmark"]]
         assert row[1] == str(score["n"])
         value, low, high = (f"{100 * score[key]:.1f}" for key in ("value", "low", "high"))
         assert row[heading.index(score["model"])] == f"{value} ({low}\N{EN DASH}{high})"
+        known = [floor["value"] for floor in floors if floor["benchmark"] == score["benchmark"]]
+        assert row[-2:] == [f"{100 * value:.1f}" for value in known]
     assert scores == read_json(toy_run / "scores" / "results.json")
+
+
+def test_macro_means_stand_in_a_table_of_their_own(toy_run):  # noqa: F811
+    page = (toy_run / "report.html").read_text()
+    macro = [row for row in read_json(toy_run / "results.json") if row["metric"] == "accuracy_macro"]
+    assert macro
+    below = page[page.index("mean over kinds (macro)") :]
+    for row in macro:
+        assert f"<b>{100 * row['value']:.1f}</b>" in below
+
+
+def test_models_are_compared_on_the_page(toy_run):  # noqa: F811
+    cells = Read((toy_run / "report.html").read_text()).rows
+    for row in read_json(toy_run / "scores" / "comparisons.json"):
+        shown = f"{100 * row['difference']:+.1f}"
+        assert any(
+            cell[:3] == [row["benchmark"], row["model"], row["other"]] and cell[3].startswith(shown)
+            for cell in cells
+        )
+
+
+def test_published_numbers_are_not_shown_as_comparable_with_sets_in_their_style(toy_run, tmp_path):  # noqa: F811
+    page = (toy_run / "report.html").read_text()
+    assert "not comparable" in page
+    shutil.copytree(toy_run / "scores", tmp_path / "scores")
+    for name in ("results.json", "groups.json", "floors.json", "comparisons.json"):
+        path = tmp_path / "scores" / name
+        path.write_text(path.read_text().replace('"sblimp"', '"sblimp-dev"'))
+    report(ReportConfig(runs={"scores": tmp_path / "scores"}), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "not comparable" not in page
+    heading = next(row for row in Read(page).rows if row[0] == "model" and row[1] == "parameters")
+    assert heading[3:-1] == ["sBLIMP", "sBLIMP, macro", "sBLIMP, micro"]
+
+
+def test_generated_speech_has_a_table(toy_run, tmp_path):  # noqa: F811
+    shutil.copytree(toy_run / "scores", tmp_path / "generation")
+    run = json.loads((tmp_path / "generation" / "run.json").read_text()) | {"stage": "evaluate-generation"}
+    (tmp_path / "generation" / "run.json").write_text(json.dumps(run))
+    rows = [
+        {"model": "twist", "metric": "genppl", "value": 62.84, "low": 58.1, "high": 67.0, "n": 1000},
+        {"model": "twist", "metric": "auto_bleu_2", "value": 0.0388, "low": 0.03, "high": 0.045, "n": 1000},
+        {"model": "twist", "metric": "distinct_2", "value": 0.5, "low": None, "high": None, "n": 1000},
+    ]
+    (tmp_path / "generation" / "results.json").write_text(json.dumps(rows))
+    report(ReportConfig(runs={"generation": tmp_path / "generation"}), tmp_path / "out")
+    cells = Read((tmp_path / "out" / "report.html").read_text()).rows
+    assert ["GenPPL, prompt and continuation", "62.84 (58.1\N{EN DASH}67)"] in cells
+    assert ["auto-BLEU-2 of the text in %", "3.88 (3\N{EN DASH}4.5)"] in cells
+    assert ["distinct 2", "0.5"] in cells
+
+
+@pytest.mark.parametrize("trustworthy", [True, False])
+def test_how_far_a_recogniser_is_to_be_believed_is_said(toy_run, tmp_path, trustworthy):  # noqa: F811
+    shutil.copytree(toy_run / "scores", tmp_path / "reader")
+    run = json.loads((tmp_path / "reader" / "run.json").read_text()) | {"stage": "fit-recognizer"}
+    run["config"] = {"vocoder": "griffin-lim"}
+    run["results"] = {
+        "num_held_out_words": 2614, "trustworthy": trustworthy, "word_errors": 0.0467,
+        "word_errors_interval": [0.0358, 0.0591], "resynthesis_word_errors": 0.4002,
+        "resynthesis_word_errors_interval": [0.3772, 0.4229],
+    }  # fmt: skip
+    (tmp_path / "reader" / "run.json").write_text(json.dumps(run))
+    report(ReportConfig(runs={"reader": tmp_path / "reader"}), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>4.7 %</b> (3.6\N{EN DASH}5.9)" in page
+    assert "<b>40.0 %</b> (37.7\N{EN DASH}42.3)" in page
+    assert ("to be believed" in page) != trustworthy
 
 
 def test_the_page_says_what_was_run_at_what_cost(toy_run):  # noqa: F811
@@ -167,10 +239,13 @@ def test_text_that_looks_like_markup_stays_text(toy_run, tmp_path):  # noqa: F81
     scores, sound = tmp_path / "scores", tmp_path / "continuations"
     shutil.copytree(toy_run / "scores", scores)
     shutil.copytree(toy_run / "continuations", sound)
-    for name in ("results.json", "kinds.json"):
+    for name in ("results.json", "groups.json", "comparisons.json", "floors.json"):
         rows = json.loads((scores / name).read_text())
         for row in rows:
-            row["model"] = row["model"].replace("twist", HOSTILE)
+            if "model" in row:
+                row["model"] = row["model"].replace("twist", HOSTILE)
+            if "group" in row:
+                row["group"] += HOSTILE
             row["benchmark"] += HOSTILE
         (scores / name).write_text(json.dumps(rows))
     lines = [json.loads(line) for line in (sound / "continuations.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -314,7 +315,7 @@ class Beeper:
 BEEPER = {"synthesizer": "test_synthesize:Beeper", "num_workers": 1}
 
 
-def write_text_pairs(folder: Path, rows: Sequence[dict[str, str]]) -> Path:
+def write_text_pairs(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     whole = [{"id": f"p{n}", "benchmark": "mine", "kind": "k", "reason": "why", "story": None} | row
              for n, row in enumerate(rows)]  # fmt: skip
     write_json_lines(folder / "text-pairs.jsonl", whole)
@@ -375,7 +376,9 @@ def test_a_text_of_the_grammar_that_cannot_be_spoken_stops_the_stage(tmp_path: P
 
 
 def test_better_sides_are_as_often_longer_as_shorter(tmp_path: Path) -> None:
-    sides = [("longest", "one")] * 9 + [("one", "longer")] * 4 + [("same", "both")] * 3
+    sides = [("longest", "one")] * 9 + [("one", "longest")] * 4 + [("same", "both")] * 3
+    # longer by much does not make up for shorter by little
+    sides += [("one and a whole lot more of it", "one")] * 3 + [("one", "one and some more of those")] * 1
     rows = [{"prompt": "a", "chosen": one, "rejected": other} for one, other in sides]
     # of another set, and balanced apart from the first
     rows += [{"prompt": "a", "chosen": "one", "rejected": "long", "benchmark": "other"}] * 2
@@ -387,8 +390,8 @@ def test_better_sides_are_as_often_longer_as_shorter(tmp_path: Path) -> None:
         run = synthesize(SynthesizeConfig(pairs_from=folder, seed=seed, **BEEPER), out)
         seconds = {row["id"]: row["seconds"] for row in manifest(out)}
         pairs = read_pair_rows(out)
-        assert run.results["num_pairs"] == len(pairs) == 4 + 4 + 3 + 2
-        assert run.results["num_pairs_dropped_for_length"] == 5 + 1
+        assert run.results["num_pairs"] == len(pairs) == 4 + 4 + 3 + 1 + 1 + 2
+        assert run.results["num_pairs_dropped_for_length"] == 5 + 2 + 1
         for benchmark in ("mine", "other"):
             more = [seconds[pair.chosen] - pair.chosen_start - seconds[pair.rejected] + pair.rejected_start
                     for pair in pairs if pair.benchmark == benchmark]  # fmt: skip
@@ -396,7 +399,52 @@ def test_better_sides_are_as_often_longer_as_shorter(tmp_path: Path) -> None:
         kept[seed] = [pair.id for pair in pairs]
     assert kept[0] != kept[1]
     synthesize(SynthesizeConfig(pairs_from=folder, balance_lengths=False, **BEEPER), tmp_path / "all")
-    assert len(read_pair_rows(tmp_path / "all")) == 19
+    assert len(read_pair_rows(tmp_path / "all")) == 23
+
+
+def test_every_voice_asks_each_item_in_its_own_pair(tmp_path: Path) -> None:
+    rows = [
+        {"chosen": "one", "rejected": "six", "cluster": "one", "groups": {"level": "easy"}},
+        {"chosen": "two", "rejected": "ten", "voice": "cat"},
+    ]
+    folder = write_text_pairs(tmp_path / "built", [{"prompt": ""} | row for row in rows])
+    settings = {"pairs_from": folder, "voices": ("ann", "bob+x"), "rates": (1, 2), **BEEPER}
+    synthesize(SynthesizeConfig(**settings, every_voice=True), tmp_path / "out")
+    pairs = read_pair_rows(tmp_path / "out")
+    told = {row["id"]: row for row in manifest(tmp_path / "out")}
+    assert [(pair.id, pair.item) for pair in pairs] == [("p0-ann", "p0"), ("p0-bob+x", "p0"), ("p1", None)]
+    assert pairs[0].groups == {"level": "easy", "voice": "ann"}
+    assert pairs[1].groups == {"level": "easy", "voice": "bob+x"}
+    assert (pairs[0].cluster, pairs[2].cluster, pairs[2].groups) == ("one", None, {})
+    for pair, voice in zip(pairs, ("ann", "bob+x", "cat"), strict=True):
+        assert {told[pair.chosen]["voice"], told[pair.rejected]["voice"]} == {voice}
+    assert len({told[pair.chosen]["rate"] for pair in pairs[:2]}) == 1  # one way of asking
+
+
+def test_an_item_is_left_out_in_every_voice_or_in_none(tmp_path: Path) -> None:
+    rows = [{"chosen": "longest", "rejected": f"no{n}"} for n in range(7)]
+    rows += [{"chosen": f"no{n}", "rejected": "longest"} for n in range(3)]
+    folder = write_text_pairs(tmp_path / "built", [{"prompt": ""} | row for row in rows])
+    settings = {"pairs_from": folder, "voices": ("ann", "bob", "cy"), **BEEPER}
+    run = synthesize(SynthesizeConfig(**settings, every_voice=True), tmp_path / "out")
+    voices: dict[str | None, set[str]] = {}
+    for pair in read_pair_rows(tmp_path / "out"):
+        voices.setdefault(pair.item, set()).add(pair.groups["voice"])
+    assert len(voices) == 6
+    assert set(map(frozenset, voices.values())) == {frozenset({"ann", "bob", "cy"})}
+    assert run.results["num_pairs_dropped_for_length"] == 12
+
+
+def test_pairs_of_a_cluster_are_spoken_by_one_voice(tmp_path: Path) -> None:
+    rows = [{"chosen": f"a{n}", "rejected": f"b{n}", "cluster": f"c{n // 3}"} for n in range(30)]
+    folder = write_text_pairs(tmp_path / "built", [{"prompt": ""} | row for row in rows])
+    synthesize(SynthesizeConfig(pairs_from=folder, voices=("ann", "bob", "cy"), **BEEPER), tmp_path / "out")
+    told = {row["id"]: row["voice"] for row in manifest(tmp_path / "out")}
+    voices: dict[str | None, set[str]] = {}
+    for pair in read_pair_rows(tmp_path / "out"):
+        voices.setdefault(pair.cluster, set()).add(told[pair.chosen])
+    assert all(len(some) == 1 for some in voices.values())
+    assert len(set.union(*voices.values())) == 3
 
 
 def test_pairs_of_the_grammar_are_never_left_out_for_their_length(spoken: Path) -> None:

@@ -112,6 +112,16 @@ def test_text_pairs_are_read_with_what_is_known_of_them(tmp_path: Path) -> None:
     assert (one.id, one.prompt, one.chosen, one.rejected) == ("a", "One", "two.", "six.")
     assert (one.voice, one.reason, one.story) == (None, "", None)
     assert (other.prompt, other.voice, other.reason) == ("", "bf_emma", "r")
+    assert (one.item, one.cluster, one.groups) == (None, None, {})
+
+
+def test_what_a_text_pair_shares_with_others_is_kept(tmp_path: Path) -> None:
+    shared = {"item": "i", "cluster": "c", "groups": {"paradigm": "x"}}
+    write_json_lines(tmp_path / "text-pairs.jsonl", [PAIR | shared])
+    (pair,) = read_text_pairs(tmp_path)
+    assert (pair.item, pair.cluster, pair.groups) == ("i", "c", {"paradigm": "x"})
+    (row,) = plan(PlanConfig(pairs_from=tmp_path), tmp_path).pairs
+    assert (row.item, row.cluster, row.groups) == ("i", "c", {"paradigm": "x"})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +132,9 @@ def test_text_pairs_are_read_with_what_is_known_of_them(tmp_path: Path) -> None:
         ([PAIR | {"chosen": " "}], 'row 1: has no "chosen"'),
         ([PAIR | {"rejected": 3}], 'row 1: has no "rejected"'),
         ([PAIR | {"voice": 3}], "row 1: voice = 3: expected text"),
+        ([PAIR | {"groups": {"a": 1}}], "row 1: groups = {'a': 1}: expected a table of texts"),
+        ([PAIR | {"groups": "a"}], "row 1: groups = 'a': expected a table of texts"),
+        ([PAIR | {"cluster": 3}], "row 1: cluster = 3: expected text"),
         ([PAIR | {"id": "../up"}], "cannot name a file"),
         ([PAIR | {"id": ".."}], "cannot name a file"),
     ],
@@ -142,3 +155,10 @@ def test_a_pair_named_as_one_of_the_grammar_is_refused(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "text-pairs.jsonl", [PAIR | {"id": name}])
     with pytest.raises(InputError, match="one of the grammar, too"):
         plan(PlanConfig(pairs={"swuggy": 1}, pairs_from=tmp_path), tmp_path)
+
+
+def test_pairs_whose_names_meet_in_a_voice_are_refused(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "text-pairs.jsonl", [PAIR, PAIR | {"id": "a-ann", "voice": "bob"}])
+    assert len(plan(PlanConfig(pairs_from=tmp_path, voices=("ann",)), tmp_path).pairs) == 2
+    with pytest.raises(InputError, match="two pairs are named 'a-ann'"):
+        plan(PlanConfig(pairs_from=tmp_path, voices=("ann",), every_voice=True), tmp_path)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
-from slam import __version__, world
-from slam.errors import SlamError
+from slam import __version__, score_tables, world
+from slam.errors import ConfigError, SlamError
 from slam.progress import console
 from slam.recipe import STAGES, load_recipe
 from slam.run import Run, Unfinished, read_json
@@ -29,17 +30,21 @@ _HELP = {
     "fit-units": "Speech → a tokenizer: k-means over log-mel or a layer, its inertia, the units in use.",
     "encode": "Speech → units: a folder of recordings, any format and rate.",
     "probe-units": "Folders of units, and labels or none → rates, purity, ABX, and a page to choose by.",
-    "build-pairs": "Others' preferences (SWAG, HellaSwag, JSON lines) → pairs to speak or to encode.",
+    "build-pairs": "Others' pairs (SWAG, HellaSwag, BLiMP …), words or stories → pairs to speak or encode.",
+    "import-benchmark": "sWUGGY, sBLIMP, StoryCloze, SALMon, your own pairs of recordings → benchmark pairs.",
     "import-units": "The reference toolkit's features, tokens or preference pairs → units.",
+    "fit-recognizer": "Units and their recordings' texts → a small recogniser, judged on held-out speech.",
     "fit-vocoder": "Units and their recordings → a vocoder of these units, judged on recordings held out.",
     "pack": "Units (or text) → token shards.",
     "pretrain": "Token shards, and a text LM or none → LM.",
     "dpo": "LM and preference pairs → LM.",
     "generate": "LM and spoken prompts → spoken continuations.",
     "evaluate": "LMs and benchmark pairs → scores with 95 % intervals.",
+    "evaluate-generation": "Spoken continuations → GenPPL, auto-BLEU-2, diversity, rate, a judge's rating.",
     "report": "A recipe's folders → results.json and one HTML page.",
 }
 
+_OF_MODELS = ("evaluate", "generate")  # commands that also take models as plain arguments
 _PATIENCE_SECONDS = 5.0
 
 app = App(
@@ -129,27 +134,21 @@ def _print_scores(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def _score_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Benchmarks down, models across."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    """Benchmarks down, models across: the first protocol's means over pairs."""
+    found = score_tables.tables(rows)[0]
     table = Table(title="accuracy in % and its 95 % interval", title_justify="left")
-    for heading in ("benchmark", "pairs", *models):
+    for heading in ("benchmark", "pairs", *found.models):
         table.add_column(heading, justify="left" if heading == "benchmark" else "right", no_wrap=True)
-    for benchmark in dict.fromkeys(row["benchmark"] for row in rows if row["metric"] == "accuracy"):
-        found = {r["model"]: r for r in rows if r["benchmark"] == benchmark and r["metric"] == "accuracy"}
-        cells = [
-            f"{100 * r['value']:.1f} ({100 * r['low']:.0f}, {100 * r['high']:.0f})"
-            if (r := found.get(m))
-            else ""
-            for m in models
-        ]
-        table.add_row(benchmark, str(next(iter(found.values()))["n"]), *cells)
+    for benchmark, cells in found.rows:
+        shown = ["" if row is None else score_tables.percent(row, digits=0) for row in cells]
+        table.add_row(benchmark, str(next(row["n"] for row in cells if row is not None)), *shown)
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; turn what goes wrong into one line and an exit status."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(_named_models(arguments), exit_on_error=False, print_error=False)
     except (SlamError, CycloptsError) as error:
         _fail(str(error))
     except Unfinished as word:
@@ -167,6 +166,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         _fail("the disk: no space left; free some and run the same command again")
+
+
+def _named_models(arguments: Sequence[str] | None) -> list[str]:
+    """`evaluate MODEL …` → `evaluate --models.NAME MODEL …`, each called by its folder's name."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] not in _OF_MODELS:
+        return given
+    folders = list(takewhile(lambda one: not one.startswith("-"), given[1:]))
+    # a dot would divide the flag
+    flags = [f"--models.{Path(folder).resolve().name.replace('.', '-')}" for folder in folders]
+    if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
+        raise ConfigError(
+            f"two models would be called {twice.removeprefix('--models.')!r}; name them: --models.NAME FOLDER"
+        )
+    named = [word for pair in zip(flags, folders, strict=True) for word in pair]
+    return [given[0], *named, *given[1 + len(folders) :]]
 
 
 def _fail(line: str) -> None:

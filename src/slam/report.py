@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slam import score_tables
 from slam.errors import ConfigError, InputError
 from slam.pairs import PAIRS_FILE, read_pair_rows
-from slam.plots import figure, svg
-from slam.report_training import Named, colours, curves, margins, of_stage, tunings
+from slam.report_scores import divided, generation_table, published, recognisers, score_plot
+from slam.report_training import Named, curves, margins, of_stage, tunings
 from slam.run import (
     Results,
     atomic_write,
@@ -27,7 +28,7 @@ from slam.run import (
 
 PAGE_FILE = "report.html"
 RESULTS_FILE = "results.json"
-_KINDS_FILE = "kinds.json"
+_TABLES = ("groups.json", "comparisons.json", "floors.json")  # of an evaluation, beside its results
 _CONTINUATIONS_FILE = "continuations.jsonl"
 
 
@@ -69,71 +70,41 @@ def _page(config: ReportConfig, runs: Sequence[Named], scores: Sequence[Mapping[
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("slam", "."), autoescape=True, undefined=StrictUndefined)
-    kinds = [row for item in of_stage(runs, "evaluate") for row in read_json(item.folder / _KINDS_FILE)]
+    evaluated = of_stage(runs, "evaluate")
+    found = {name: [row for item in evaluated for row in read_json(item.folder / name)] for name in _TABLES}
+    found_tables = score_tables.tables(scores)
+    models = score_tables.names(scores, "model")
+    generated = [
+        row for item in of_stage(runs, "evaluate-generation") for row in read_json(item.folder / RESULTS_FILE)
+    ]
+
     return environment.get_template("report.html.j2").render(
         title=config.title,
         runs=runs,
         seconds=sum(item.run.seconds for item in runs),
-        scores=_score_table(scores),
-        score_plot=_score_plot(scores) if scores else None,
-        kinds=_kind_table(kinds),
-        curves=curves(runs, _score_table(scores)["models"]),
+        tables=found_tables,
+        score_plot=score_plot(found_tables[0]) if found_tables else None,
+        floors={b: score_tables.floors_of(found["floors.json"], b) for b, _ in found_tables[0].rows}
+        if found_tables
+        else {},
+        floor_names=score_tables.FLOORS,
+        below_floors=score_tables.below_floors(scores, found["floors.json"]),
+        comparisons=found["comparisons.json"],
+        surely_different=score_tables.surely_different,
+        divided=divided(found["groups.json"]),
+        published=published(score_tables.names(scores, "benchmark")),
+        generation=generation_table(generated),
+        recognisers=recognisers(runs),
+        curves=curves(runs, models),
         margins=margins(runs),
         tunings=tunings(runs),
         overlaps=_overlaps(runs),
         listening=[table for item in of_stage(runs, "generate") for table in _listening(item)],
-        protocols=sorted({item.run.results["protocol"] for item in of_stage(runs, "evaluate")}),
+        protocols={
+            name: words for item in evaluated for name, words in item.run.results["protocols"].items()
+        },
         versions=runs[-1].run,
     )
-
-
-def _score_table(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Benchmarks down, models across."""
-    models = list(dict.fromkeys(row["model"] for row in scores))
-    found = {(row["benchmark"], row["model"]): row for row in scores}
-    benchmarks = list(dict.fromkeys(row["benchmark"] for row in scores))
-    return {"models": models, "rows": [(b, [found.get((b, m)) for m in models]) for b in benchmarks]}
-
-
-def _kind_table(kinds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Benchmarks and their kinds down, models across; benchmarks of one kind are left out."""
-    models = list(dict.fromkeys(row["model"] for row in kinds))
-    found = {(row["benchmark"], row["kind"], row["model"]): row for row in kinds}
-    keys = list(dict.fromkeys((row["benchmark"], row["kind"]) for row in kinds))
-    several = {b for b, _ in keys if sum(b == other for other, _ in keys) > 1}
-    rows = [(b, k, [found.get((b, k, m)) for m in models]) for b, k in keys if b in several]
-    return {"models": models, "rows": rows}
-
-
-def _score_plot(scores: Sequence[Mapping[str, Any]]) -> Any:
-    """Bars with their intervals; the line is chance."""
-    table = _score_table(scores)
-    drawing, axes = figure()
-    shown = set()
-    width = 0.8 / len(table["models"])
-    for index, model in enumerate(table["models"]):
-        for position, (_, cells) in enumerate(table["rows"]):
-            if (row := cells[index]) is None:
-                continue
-            value, low, high = (100 * row[key] for key in ("value", "low", "high"))
-            axes.bar(
-                position + (index - (len(table["models"]) - 1) / 2) * width,
-                value,
-                width * 0.92,
-                color=colours(table["models"])[model],
-                yerr=[[value - low], [high - value]],
-                error_kw={"elinewidth": 1.2, "capsize": 2.5},
-                label=None if model in shown else model,
-            )
-            shown.add(model)
-    axes.axhline(50, color="#4a5568", linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(table["rows"])), [benchmark for benchmark, _ in table["rows"]])
-    # accuracies crowd between chance and 100: more room for them, unless one lies below
-    lowest = min(100 * row["low"] for row in scores)
-    axes.set_ylim(min(30, max(0, lowest - 5)), 103)
-    axes.set_ylabel("accuracy in %")
-    drawing.legend(loc="outside upper center", ncols=len(table["models"]), frameon=False)
-    return svg(drawing)
 
 
 def _overlaps(runs: Sequence[Named]) -> list[dict[str, Any]]:

@@ -52,6 +52,12 @@ def curves(runs: Sequence[Named], models: Sequence[str]) -> list[tuple[str, list
         if stage == "pretrain":
             made = [_over_tokens(items, drawn, "loss", "nats a token")]
             caption = f"{names}: loss on held-out data (dots) and on training data (faint)"
+            if watched := _watched(items):
+                made += [
+                    _over_tokens(items, drawn, f"accuracy_{name}", f"{name}: accuracy in %", _HALF)
+                    for name in watched
+                ]
+                caption += "; accuracy on the benchmark pairs that were scored during training, chance dashed"
         else:
             made = [
                 _over_tokens(items, drawn, "loss", "DPO loss in nats a pair", _HALF),
@@ -65,6 +71,13 @@ def curves(runs: Sequence[Named], models: Sequence[str]) -> list[tuple[str, list
     return plots
 
 
+def _watched(items: Sequence[Named]) -> list[str]:
+    """The benchmarks that were scored during these trainings."""
+    begin = "final_validation_accuracy_"
+    keys = [key for item in items for key in item.run.results if key.startswith(begin)]
+    return list(dict.fromkeys(key.removeprefix(begin) for key in keys))
+
+
 def _over_tokens(
     items: Sequence[Named],
     drawn: dict[str, str],
@@ -76,7 +89,7 @@ def _over_tokens(
     from matplotlib.ticker import EngFormatter
 
     drawing, axes = figure(*size)
-    percent = 100 if name.endswith("accuracy") else 1
+    percent = 100 if "accuracy" in name else 1
     for item in items:
         rows = read_json_lines(item.folder / _METRICS_FILE)
         for key, look in (

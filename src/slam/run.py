@@ -138,14 +138,23 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-        rows.append(row)
+        rows.append(json_object(line, f"{path}:{number}"))
     return rows
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that `line` holds.
+
+    Raises:
+        InputError: it holds something else; `where` begins the error.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
 
 
 def read_lines(path: Path) -> list[str]:
