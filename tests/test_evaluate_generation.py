@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_text_models
 import toy_language
+from conformance import check_recognizer
 from slam.audio import Audio, write_audio
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.evaluate_generation import EvaluateGenerationConfig, evaluate_generation
@@ -14,7 +15,7 @@ from slam.generate import GenerateConfig, generate
 from slam.metrics.auto_bleu import auto_bleu, words
 from slam.pack import PackConfig, pack
 from slam.pretrain import PretrainConfig, pretrain
-from slam.recognizers import Recognizer, load_recognizer
+from slam.recognizers import load_recognizer
 from slam.run import read_json, read_json_lines, write_json_lines
 from slam.shards import open_shards
 from slam.text_lm import TextLM
@@ -204,17 +205,15 @@ def test_a_folder_without_sounds_is_refused(tmp_path, lm):
 
 def test_whisper_writes_the_same_text_in_any_batch(tmp_path):
     whisper = load_recognizer("whisper", str(tiny_text_models.save_whisper(tmp_path / "whisper")))
-    assert isinstance(whisper, Recognizer)
     generator = np.random.default_rng(0)
     sounds = []
     for period, (rate, seconds) in enumerate(((16_000, 1.0), (44_100, 3.1), (8_000, 0.3)), 3):
         noise = generator.normal(0, 0.2, round(rate * seconds))
         sounds.append(Audio((noise * np.sin(np.arange(len(noise)) / period)).astype(np.float32), rate))
+    check_recognizer(whisper, sounds)
     together = whisper.transcribe(sounds)
-    assert together == [whisper.transcribe([one])[0] for one in sounds]
     assert any(together)
-    assert not any("\n" in text or "<|" in text for text in together)
-    assert whisper.transcribe([Audio(np.zeros(0, np.float32), 16_000)]) == [""]
+    assert not any("<|" in text for text in together)
 
 
 def test_what_is_no_whisper_or_no_text_lm_is_one_line(tmp_path):
