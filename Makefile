@@ -10,7 +10,7 @@ demo: .venv/demo
 	$(BIN)/slam run recipes/demo.toml
 
 test: .venv/dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -98,7 +98,8 @@ def test_tuning_by_adapters_raises_the_held_out_preference_accuracy(folders, who
     shapes = [w.shape for n, w in SpeechLM.load(whole).lm.named_parameters() if n.endswith("_proj.weight")]
     assert results["num_trained_parameters"] == sum(RANK * sum(shape) for shape in shapes)
     # of those that are trained, which are all that could move
-    assert [row["weights_moved"] for row in rows(whole) if "loss" in row] == [1.0] * 3
+    moved = [row["weights_moved"] for row in rows(whole) if "loss" in row]
+    assert moved == pytest.approx([1.0] * 3, abs=1e-2)
     # what was written of the saved model is true of it
     _, pairs = pairs_of(folders)
     plain = reference_model.load_plainly(whole)

@@ -1,5 +1,6 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,16 +73,27 @@ def test_company_changes_no_unit(family: str, tokenizers: dict[str, Hubert]) -> 
 def test_where_rounding_could_decide_the_recording_is_encoded_alone(
     tokenizers: dict[str, Hubert], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pairs of centroids with a frame midway between them."""
+    """Pairs of centroids with a frame midway between them; company moves each by a rounding's length."""
     plain = tokenizers["hubert-base"]
     batch = [sound(seconds, number) for number, seconds in enumerate((1.9, 1.0, 0.6, 1.4))]
     frames = torch.cat([plain.features(audio) for audio in batch]).numpy()[::3]
     aside = np.random.default_rng(0).normal(0, 0.2, frames.shape).astype(np.float32)
     tokenizer = dataclasses.replace(plain, centroids=np.concatenate([frames + aside, frames - aside]))
     solo = [tokenizer.encode([audio])[0] for audio in batch]
+    together = type(plain.features).together
+
+    def moved(*given: Any) -> list[torch.Tensor]:
+        found = together(*given)
+        noise = [torch.randn(one.shape, generator=torch.Generator().manual_seed(0)) for one in found]
+        return [
+            one + 5e-6 * one.norm(dim=1, keepdim=True) * some / some.norm(dim=1, keepdim=True)
+            for one, some in zip(found, noise, strict=True)
+        ]
+
+    monkeypatch.setattr(type(plain.features), "together", moved)
     for one, other in zip(tokenizer.encode(batch), solo, strict=True):
         assert_same_units(one, other)
-    monkeypatch.setattr(hubert, "_ROUNDING", 0.0)
+    monkeypatch.setattr(hubert, "_ROUNDING", -1.0)  # below which not even equal distances are doubtful
     assert any(
         one.ids.tolist() != other.ids.tolist()
         for one, other in zip(tokenizer.encode(batch), solo, strict=True)
