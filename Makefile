@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 demo: .venv/demo
 	$(BIN)/slam run recipes/demo.toml
 
+# two processes of tests on two cores: more threads would only wait for each other, for minutes
+test: export OMP_NUM_THREADS = 1
 test: .venv/dev lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
