@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import transformers
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
 
 import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
-from slam.generate import GenerateConfig, continue_units, find_prompts, generate
+from slam.generate import GenerateConfig, find_prompts, generate
 from slam.model import SpeechLM
 from slam.run import read_json_lines, write_json_lines
+from slam.tokenizers import load_tokenizer
 from slam.units import Units, read_units
+from slam.vocoders import load_vocoder
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,6 @@ def made(folders):
 def continuations(folder):
     rows = read_json_lines(folder / "continuations.jsonl")
     return {(row["model"], row["prompt"]): row["units"] for row in rows if row["model"] is not None}
-
-
-def prompt_of(ids):
-    return Units(np.asarray(ids, np.uint16), np.ones(len(ids), np.uint16), toy_language.FRAME_RATE)
 
 
 def test_every_prompt_and_continuation_has_a_row_and_a_playable_sound(made):
@@ -162,72 +158,33 @@ def test_a_continuation_is_the_same_whichever_prompts_are_beside_it(folders, mad
     assert len({tuple(units) for units in every.values()}) > 9  # they are not all one and the same
 
 
+def test_sounds_made_together_are_those_made_alone(folders, made):
+    """A vocoder's batch of like length, against one call for each utterance."""
+    vocoder = load_vocoder("griffin-lim", load_tokenizer(folders / "units" / "tokenizer"))
+    rows = read_json_lines(made / "continuations.jsonl")
+    prompts = {row["prompt"]: row["units"] for row in rows if row["model"] is None}
+    assert len({row["num_units"] for row in rows}) > 1
+    for row in rows:
+        if row["model"] is not None:
+            ids = np.array(prompts[row["prompt"]] + row["units"], np.uint16)
+            (alone,) = vocoder.decode([Units(ids, None, toy_language.FRAME_RATE)])
+            samples, _ = soundfile.read(made / row["audio"], dtype="float32")
+            assert np.abs(samples - alone.samples).max() <= 2 / 2**15
+
+
+@pytest.mark.parametrize("setting", [{"top_p": 0.3}, {"min_p": 0.9}, {"no_repeat_ngram": 1}])
+def test_every_way_to_draw_reaches_the_model(folders, made, tmp_path, setting):
+    """At few words the setting leaves, the draw differs; no unit twice is the one that can be seen."""
+    generate(config_of(folders, **setting), tmp_path / "other")
+    found = continuations(tmp_path / "other")
+    assert found != continuations(made)
+    if "no_repeat_ngram" in setting:
+        assert all(len(set(units)) == len(units) for units in found.values())
+
+
 def test_another_seed_gives_other_continuations(folders, made, tmp_path):
     generate(config_of(folders, seed=1), tmp_path / "other")
     assert continuations(tmp_path / "other") != continuations(made)
-
-
-def test_a_temperature_of_zero_takes_the_likeliest_unit_each_time(folders):
-    """Against stock transformers: forward, two logits processors, argmax."""
-    speech_lm = SpeechLM.load(folders / "lm-0")
-    plain = transformers.AutoModelForCausalLM.from_pretrained(folders / "lm-0").eval()
-    config = config_of(folders, temperature=0.0, max_new_units=20, repetition_penalty=1.3)
-    processors = LogitsProcessorList(
-        [RepetitionPenaltyLogitsProcessor(1.3), SuppressTokensLogitsProcessor([0], device="cpu")]
-    )
-    for start in range(6):
-        prompt = prompt_of(toy_language.count(start, 5, 4))
-        tokens = torch.tensor([[1, *(prompt.ids + 2).tolist()]])
-        expected = []
-        while len(expected) < 20 and (not expected or expected[-1] != 1):
-            with torch.no_grad():
-                scores = processors(tokens, plain(input_ids=tokens).logits[:, -1])
-            expected.append(int(scores.argmax()))
-            tokens = torch.cat([tokens, torch.tensor([[expected[-1]]])], dim=1)
-        ids, ended = continue_units(speech_lm, prompt, f"prompt {start}", config)
-        assert (ids + 2).tolist() == [token for token in expected if token != 1]
-        assert ended == (expected[-1] == 1)
-
-
-def test_a_model_that_wants_to_pad_never_does(tmp_path):
-    lm = toy_language.new_toy_lm()
-    with torch.no_grad():
-        # a head that points where the padding's embedding points makes padding the likeliest by far
-        lm.model.embed_tokens.weight[0] = 1e3 * lm.model.embed_tokens.weight[2:].mean(0)
-    speech_lm = SpeechLM(lm, toy_language.VOCABULARY, "toy", "0")
-    prompt = prompt_of([1, 2, 3])
-    for temperature in (0.0, 1.0):
-        config = GenerateConfig(
-            models={"m": tmp_path}, prompts=tmp_path, temperature=temperature, max_new_units=15, top_k=100
-        )
-        seen = []
-        generate_tokens = type(lm).generate
-
-        def noting(self, *, made=seen, original=generate_tokens, **options):
-            tokens = original(self, **options)
-            made.extend(tokens[0, options["input_ids"].shape[1] :].tolist())
-            return tokens
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(lm), "generate", noting)
-            ids, _ = continue_units(speech_lm, prompt, "prompt", config)
-        assert seen
-        assert 0 not in seen
-        assert len(ids) == sum(token >= 2 for token in seen)
-
-
-def test_a_model_that_ends_says_so(folders):
-    lm = toy_language.new_toy_lm()
-    with torch.no_grad():
-        lm.model.embed_tokens.weight[1] = 1e3 * lm.model.embed_tokens.weight[2:].mean(0)
-        lm.model.embed_tokens.weight[1] *= torch.sign(
-            lm(input_ids=torch.tensor([[1, 3, 4, 5]])).logits[0, -1, 1]
-        )
-    speech_lm = SpeechLM(lm, toy_language.VOCABULARY, "toy", "0")
-    config = config_of(folders, temperature=0.0, repetition_penalty=1.0)
-    ids, ended = continue_units(speech_lm, prompt_of([1, 2, 3]), "prompt", config)
-    assert ended
-    assert len(ids) < config.max_new_units
 
 
 def test_prompts_of_another_tokenizer_are_refused(folders, tmp_path):
@@ -243,14 +200,6 @@ def test_a_folder_without_prompts_is_refused(folders, tmp_path):
         generate(config_of(folders, prompts=tmp_path / "units"), tmp_path / "out")
 
 
-def test_a_continuation_beyond_a_table_of_positions_is_refused(folders):
-    config = transformers.GPT2Config(vocab_size=14, n_embd=32, n_layer=1, n_head=2, n_positions=10)
-    lm = transformers.AutoModelForCausalLM.from_config(config)
-    speech_lm = SpeechLM(lm, toy_language.VOCABULARY, "toy", "0")
-    with pytest.raises(InputError, match="longer than the 10 positions"):
-        continue_units(speech_lm, prompt_of([1, 2, 3]), "prompt", config_of(folders))
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -262,6 +211,11 @@ def test_a_continuation_beyond_a_table_of_positions_is_refused(folders):
         {"top_k": 0},
         {"temperature": -0.1},
         {"repetition_penalty": 0.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"no_repeat_ngram": -1},
+        {"temperature": float("nan")},
         {"prompt_seconds": -1.0},
     ],
 )

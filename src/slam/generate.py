@@ -1,11 +1,11 @@
 """Speech LMs and spoken prompts → spoken continuations.
 
 Sampling defaults are the paper's (Table 6). Each continuation is seeded by its prompt's id, so it is the same
-whichever others are made beside it.
+whichever others are made beside it: prompts go through the model in batches, and sounds through the vocoder.
 """
 
-import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,32 +15,28 @@ import numpy as np
 from slam.audio import write_audio
 from slam.errors import ConfigError
 from slam.progress import bar
-from slam.prompts import PromptConfig, find_prompts
+from slam.prompts import Prompt, PromptConfig, find_prompts
 from slam.run import Results, source, stage, write_json_lines
+from slam.sampling import Sampling, seed_of
 from slam.tokenizers import BUILT_IN, load_tokenizer
-from slam.units import Ids, Units, read_units
+from slam.units import Units, read_units
 from slam.vocoders import Vocoder, load_vocoder
 
 if TYPE_CHECKING:
-    from slam.model import SpeechLM
+    from slam.decoding import Continuation
 
 CONTINUATIONS_FILE = "continuations.jsonl"
+_UNITS_AT_ONCE = 4096  # that the vocoder speaks in a batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(PromptConfig):
+class GenerateConfig(Sampling, PromptConfig):
     """Settings of `slam generate`."""
 
     models: dict[str, Path] = source(required=True)
     """The speech LMs that speak: the name to report → folder."""
     max_new_units: int = 150
     """Most units in a continuation."""
-    temperature: float = 0.8
-    """Divides the scores before sampling; 0 takes the likeliest unit."""
-    top_k: int = 25
-    """Units among which one is sampled."""
-    repetition_penalty: float = 1.1
-    """Divides the scores of units already said (Keskar et al., 2019); 1 is off."""
     alone: bool = False
     """Also speak each continuation without its prompt, for scores of the continuation alone."""
     vocoder: str = "griffin-lim"
@@ -53,11 +49,12 @@ class GenerateConfig(PromptConfig):
     """Decides every draw."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Sampling.__post_init__(self)
+        PromptConfig.__post_init__(self)
         if not self.models:
             raise ConfigError("name at least one model")
-        if self.max_new_units < 1 or self.top_k < 1:
-            raise ConfigError("max_new_units and top_k must be at least 1")
+        if self.max_new_units < 1:
+            raise ConfigError(f"max_new_units = {self.max_new_units}: must be at least 1")
         for name in self.models:
             # each model's sounds are named after it, beside those of the prompts
             if not re.fullmatch(r"[\w.+-]+", name) or name == "prompt":
@@ -66,8 +63,6 @@ class GenerateConfig(PromptConfig):
                 )
             if self.alone and f"{name}-alone" in self.models:
                 raise ConfigError(f"models: {name}-alone would take the names of {name!r}'s sounds")
-        if self.temperature < 0 or self.repetition_penalty <= 0:
-            raise ConfigError("temperature must not be negative, repetition_penalty must be more than 0")
 
 
 @stage
@@ -78,6 +73,7 @@ def generate(config: GenerateConfig, out: Path) -> Results:
         InputError: a model or the prompts cannot be read.
         MismatchError: the prompts were encoded by another tokenizer than a model's.
     """
+    from slam.decoding import continue_units
     from slam.model import SpeechLM
 
     units = read_units(config.prompts)
@@ -85,35 +81,20 @@ def generate(config: GenerateConfig, out: Path) -> Results:
     tokenizer = load_tokenizer(units.tokenizer_folder, named=named)
     vocoder = load_vocoder(config.vocoder, tokenizer, config.vocoder_from)
     prompts = find_prompts(units, config)
-    rows: list[dict[str, Any]] = []
+    rows = _prompt_rows(vocoder, prompts.taken, out)
     with bar("generating", len(prompts) * len(config.models)) as progress:
-        for number, prompt in enumerate(prompts.taken):
-            path = f"{number:03d}-prompt.wav"
-            audio = vocoder.decode([prompt.units])[0]
-            write_audio(out / path, audio)
-            rows.append(
-                {
-                    "prompt": prompt.id,
-                    "model": None,
-                    "audio": path,
-                    "num_units": len(prompt.units),
-                    "seconds": audio.seconds,
-                    "units": prompt.units.ids.tolist(),
-                }
-            )
         for model, folder in config.models.items():
             speech_lm = SpeechLM.load(folder)
             speech_lm.check_tokenizer(units.tokenizer, units.tokenizer_fingerprint, config.prompts)
-            for number, prompt in enumerate(prompts.taken):
-                ids, ended = continue_units(speech_lm, prompt.units, prompt.id, config)
-                rows.append(
-                    {"prompt": prompt.id, "model": model, "prompt_seconds": prompt.seconds}
-                    | _spoken(
-                        vocoder, prompt.units, ids, out / f"{number:03d}-{model}.wav", alone=config.alone
-                    )
-                    | {"num_units": len(ids), "ended": ended, "units": ids.tolist()}
-                )
-                progress.advance()
+            found = continue_units(
+                speech_lm,
+                [prompt.units.ids for prompt in prompts.taken],
+                max_new_units=config.max_new_units,
+                sampling=config,
+                seeds=[seed_of(config.seed, prompt.id) for prompt in prompts.taken],
+                advance=progress.advance,
+            )
+            rows += _continuation_rows(vocoder, prompts.taken, found, out, model, alone=config.alone)
     write_json_lines(out / CONTINUATIONS_FILE, rows)
     made = [row for row in rows if row["model"] is not None]
     return {
@@ -129,52 +110,67 @@ def generate(config: GenerateConfig, out: Path) -> Results:
     }
 
 
-def _spoken(vocoder: Vocoder, prompt: Units, ids: Ids, path: Path, *, alone: bool) -> dict[str, Any]:
-    """Speak prompt and continuation into the file `path`, the latter also alone; what a row says of it."""
-    whole = vocoder.decode([Units(np.concatenate([prompt.ids, ids]), None, prompt.frame_rate)])[0]
-    write_audio(path, whole)
-    row = {"audio": path.name, "seconds": whole.seconds}
-    if not alone:
-        return row
-    if not len(ids):  # a model that ended at once said nothing, and no sound file holds nothing
-        return row | {"alone": None, "alone_seconds": 0.0}
-    rest = vocoder.decode([Units(ids, None, prompt.frame_rate)])[0]
-    path = path.with_name(f"{path.stem}-alone.wav")
-    write_audio(path, rest)
-    return row | {"alone": path.name, "alone_seconds": rest.seconds}
+def _prompt_rows(vocoder: Vocoder, prompts: Sequence[Prompt], out: Path) -> list[dict[str, Any]]:
+    """Speak the prompts, each with its own durations; what the manifest says of them."""
+    names = [f"{number:03d}-prompt.wav" for number in range(len(prompts))]
+    seconds = _speak(vocoder, [prompt.units for prompt in prompts], [out / name for name in names])
+    return [
+        {
+            "prompt": prompt.id,
+            "model": None,
+            "audio": name,
+            "num_units": len(prompt.units),
+            "seconds": lasts,
+            "units": prompt.units.ids.tolist(),
+        }
+        for prompt, name, lasts in zip(prompts, names, seconds, strict=True)
+    ]
 
 
-def continue_units(
-    speech_lm: "SpeechLM", prompt: Units, name: str, config: GenerateConfig
-) -> tuple[Ids, bool]:
-    """Sample a continuation of `prompt`.
+def _continuation_rows(
+    vocoder: Vocoder,
+    prompts: Sequence[Prompt],
+    found: Sequence["Continuation"],
+    out: Path,
+    model: str,
+    *,
+    alone: bool,
+) -> list[dict[str, Any]]:
+    """Speak prompts with their continuations, the latter also alone; what the manifest says of them."""
+    rate = prompts[0].units.frame_rate
+    whole = [
+        Units(np.concatenate([prompt.units.ids, one.ids]), None, rate)
+        for prompt, one in zip(prompts, found, strict=True)
+    ]
+    names = [f"{number:03d}-{model}.wav" for number in range(len(prompts))]
+    seconds = _speak(vocoder, whole, [out / name for name in names])
+    rows = [
+        {"prompt": prompt.id, "model": model, "prompt_seconds": prompt.seconds}
+        | {"audio": name, "seconds": lasts}
+        for prompt, name, lasts in zip(prompts, names, seconds, strict=True)
+    ]
+    if alone:  # a model that ended at once said nothing, and no sound file holds nothing
+        said = [number for number, one in enumerate(found) if len(one.ids)]
+        names = [f"{number:03d}-{model}-alone.wav" for number in said]
+        seconds = _speak(
+            vocoder, [Units(found[number].ids, None, rate) for number in said], [out / name for name in names]
+        )
+        rows = [row | {"alone": None, "alone_seconds": 0.0} for row in rows]
+        for number, name, lasts in zip(said, names, seconds, strict=True):
+            rows[number] |= {"alone": name, "alone_seconds": lasts}
+    return [
+        row | {"num_units": len(one.ids), "ended": one.ended, "units": one.ids.tolist()}
+        for row, one in zip(rows, found, strict=True)
+    ]
 
-    Returns:
-        `(unit ids [N], whether the model ended it)`.
-    """
-    import torch
 
-    from slam.packing import check_length
+def _speak(vocoder: Vocoder, utterances: Sequence[Units], paths: Sequence[Path]) -> list[float]:
+    """Write each utterance's sound, those of like length spoken together; how many seconds they last."""
+    from slam.packing import by_length
 
-    vocabulary = speech_lm.vocabulary
-    tokens = vocabulary.document(prompt.ids)[:-1].astype(np.int64)
-    check_length(speech_lm.lm, len(tokens) + config.max_new_units)
-    seed = int.from_bytes(hashlib.sha256(f"{config.seed} {name}".encode()).digest()[:4])
-    torch.manual_seed(seed)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if config.temperature:
-        sampling = {"do_sample": True, "temperature": config.temperature, "top_k": config.top_k}
-    inputs = torch.from_numpy(tokens)[None].to(speech_lm.lm.device)
-    speech_lm.lm.train(mode=False)
-    generated = speech_lm.lm.generate(  # type: ignore[operator]
-        input_ids=inputs,
-        attention_mask=torch.ones_like(inputs),
-        max_new_tokens=config.max_new_units,
-        repetition_penalty=config.repetition_penalty,
-        suppress_tokens=[vocabulary.pad],
-        pad_token_id=vocabulary.pad,
-        eos_token_id=vocabulary.eos,
-        **sampling,
-    )[0, len(tokens) :]
-    made = generated.cpu().numpy()
-    return vocabulary.ids(made), bool(len(made) and made[-1] == vocabulary.eos)
+    seconds = [0.0] * len(utterances)
+    for group in by_length([len(units) for units in utterances], _UNITS_AT_ONCE):
+        for index, audio in zip(group, vocoder.decode([utterances[i] for i in group]), strict=True):
+            write_audio(paths[index], audio)
+            seconds[index] = audio.seconds
+    return seconds
