@@ -118,6 +118,13 @@ def check_written_units(vocoder: Vocoder, batch: Sequence[Units], samples_per_fr
         assert np.abs(audio.samples).max(initial=0) <= 1
         (alone,) = vocoder.decode([units])
         assert alone.samples.tobytes() == audio.samples.tobytes()
+        durations = vocoder.durations(units)
+        assert durations.shape == units.ids.shape
+        assert (durations >= 1).all()
+        assert durations.sum() * samples_per_frame == len(audio.samples)
+        timed = Units(units.ids, durations.astype(np.uint16), units.frame_rate)
+        (alone,) = vocoder.decode([timed])
+        assert alone.samples.tobytes() == audio.samples.tobytes()
 
 
 def check_recognizer(recognizer: Recognizer, recordings: Sequence[Audio]) -> None:

@@ -130,6 +130,21 @@ def stream_units(
             yield token - vocabulary.offset
 
 
+def check_room(lm: PreTrainedModel, num_units: int, max_new_units: int) -> None:
+    """Refuse a prompt that with its continuation is longer than the documents the model was trained on.
+
+    Raises:
+        InputError: it is.
+    """
+    context = getattr(lm.config, "max_position_embeddings", None)
+    if context is not None and 1 + num_units + max_new_units > context:
+        more = f" and {max_new_units} more" if max_new_units else ""
+        raise InputError(
+            f"a prompt of {num_units} units{more} is longer than the model's context of {context} tokens; "
+            "give a shorter prompt (last_seconds), or ask for fewer units"
+        )
+
+
 def _documents(speech_lm: SpeechLM, prompts: Sequence[Ids], max_new_units: int) -> list[Ids]:
     """`<S>` and the units of each prompt."""
     for number, prompt in enumerate(prompts):

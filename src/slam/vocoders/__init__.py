@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy.typing as npt
 
 from slam import parts
 from slam.audio import Audio
@@ -29,6 +31,13 @@ class Vocoder(Protocol):
 
         `ConfigError` if it cannot speak these units or misses its folder, `MismatchError` if the folder's
         vocoder was made for other units, `InputError` if the folder is damaged.
+        """
+        ...
+
+    def durations(self, units: Units) -> npt.NDArray[Any]:
+        """Likely frames of each unit, `[N]`, at least one: those that `decode` gives units without any.
+
+        All frames of a vocoder have equally many samples.
         """
         ...
 

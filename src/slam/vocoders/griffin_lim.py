@@ -55,13 +55,16 @@ class GriffinLim:
         """Each `Units` → 640 samples a frame at 16 kHz; without durations, each unit lasts its mean."""
         return [Audio(self._invert(self._frames(units)), SAMPLE_RATE) for units in batch]
 
+    def durations(self, units: Units) -> npt.NDArray[np.int64]:
+        """About the mean of each unit, in frames, `[N]`."""
+        # the fractions are carried on, so that a long utterance keeps its length
+        ends = np.rint(np.cumsum(self.mean_durations[units.ids])).astype(np.int64)
+        return np.diff(ends, prepend=0)
+
     def _frames(self, units: Units) -> npt.NDArray[np.int64]:
         """One unit id a frame, `[F]`."""
-        if units.durations is not None:
-            return units.expand().astype(np.int64)
-        # the fractions of the means are carried on, so that a long utterance keeps its length
-        ends = np.rint(np.cumsum(self.mean_durations[units.ids])).astype(np.int64)
-        return np.repeat(units.ids, np.diff(ends, prepend=0)).astype(np.int64)
+        lasting = self.durations(units) if units.durations is None else units.durations
+        return np.repeat(units.ids, lasting).astype(np.int64)
 
     def _invert(self, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Unit ids `[F]` → samples `[640 F]`."""

@@ -7,6 +7,7 @@ batch.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
@@ -97,15 +98,40 @@ class UnitHiFiGAN:
         """
         import torch
 
-        # TF32 keeps 10 bits of each weight and sample, 16-bit sound has more
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with torch.inference_mode(), _exact():
             return [Audio(self._speak(self._frames(units)), self.sample_rate) for units in batch]
 
     def _frames(self, units: Units) -> "torch.Tensor":
         """One unit id a frame, `[F]`, on the device."""
+        import torch
+
+        ids = self._checked(units)
+        lasting = self.durations(units) if units.durations is None else units.durations.astype(np.int64)
+        return ids.repeat_interleave(torch.from_numpy(lasting).to(ids.device))
+
+    def durations(self, units: Units) -> npt.NDArray[np.int64]:
+        """Frames of each unit, `[N]`, as the predictor has learnt.
+
+        Raises:
+            ConfigError: the vocoder predicts none.
+            MismatchError: units are not those of the tokenizer.
+        """
+        import torch
+
+        ids = self._checked(units)
+        if not len(units):
+            return np.zeros(0, np.int64)
+        if "dur_predictor" not in self.net:
+            raise ConfigError(
+                f"the vocoder in {self.folder} predicts no durations, and units that a model wrote carry "
+                "none; give one whose config has dur_predictor_params"
+            )
+        with torch.inference_mode(), _exact():
+            found = _durations(self.net["dur_predictor"], self.net["dict"](ids).T[None])
+        return np.asarray(found.cpu().numpy(), np.int64)
+
+    def _checked(self, units: Units) -> "torch.Tensor":
+        """Unit ids `[N]` on the device."""
         import torch
 
         if not isclose(units.frame_rate * self.settings.samples_per_frame, self.sample_rate):
@@ -118,17 +144,7 @@ class UnitHiFiGAN:
                 f"unit {units.ids.max()}: the vocoder in {self.folder} speaks units 0 to "
                 f"{self.settings.num_embeddings - 1}"
             )
-        device = self.net["dict"].weight.device
-        if units.durations is not None or not len(units):
-            frames = units.ids if units.durations is None else units.expand()
-            return torch.from_numpy(frames.astype(np.int64)).to(device)
-        if "dur_predictor" not in self.net:
-            raise ConfigError(
-                f"the vocoder in {self.folder} predicts no durations, and units that a model wrote carry "
-                "none; give one whose config has dur_predictor_params"
-            )
-        ids = torch.from_numpy(units.ids.astype(np.int64)).to(device)
-        return ids.repeat_interleave(_durations(self.net["dur_predictor"], self.net["dict"](ids).T[None]))
+        return torch.from_numpy(units.ids.astype(np.int64)).to(self.net["dict"].weight.device)
 
     def _speak(self, frames: "torch.Tensor") -> npt.NDArray[np.float32]:
         """Unit ids `[F]` → samples `[samples_per_frame · F]`.
@@ -146,6 +162,16 @@ class UnitHiFiGAN:
                 sound[(start - first) * scale : (end - first) * scale].cpu().numpy()
             )
         return samples
+
+
+def _exact() -> AbstractContextManager[Any]:
+    """TF32 keeps 10 bits of each weight and sample, 16-bit sound has more."""
+    import torch
+
+    flags: AbstractContextManager[Any] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=False
+    )
+    return flags
 
 
 def _modules(settings: Settings) -> Any:
