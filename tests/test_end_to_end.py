@@ -42,6 +42,25 @@ def test_every_model_opens_in_stock_transformers(toy_run):  # noqa: F811
         assert lm.config.vocab_size == about["num_units"] + 2
 
 
+def test_every_model_says_which_runs_made_it_and_no_path(toy_run):  # noqa: F811
+    stages = {
+        "text-lm": ["pretrain"],
+        "random": ["pretrain"],
+        "twist": ["pretrain"] * 2,
+        "twist-dpo": ["pretrain", "pretrain", "dpo"],
+    }
+    for name, expected in stages.items():
+        training = read_json(toy_run / name / "slam.json")["training"]
+        assert [run["stage"] for run in training] == expected
+        made = read_run(toy_run / name)
+        last = training[-1]
+        assert last["fingerprint"] == made.fingerprint
+        assert {key: told["fingerprint"] for key, told in last["inputs"].items()} == made.inputs
+        assert last["results"]["steps"] == made.results["steps"]
+        assert last["settings"]["seed"] == made.config["seed"]
+        assert str(toy_run) not in (toy_run / name / "slam.json").read_text()
+
+
 def test_the_models_differ_as_their_names_say(toy_run):  # noqa: F811
     text, random, twist, tuned = (
         load_file(toy_run / name / "model.safetensors") for name in ("text-lm", *MODELS)

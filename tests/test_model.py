@@ -3,11 +3,13 @@ import shutil
 import pytest
 import torch
 import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
-from slam.model import SpeechLM, check_built
-from slam.run import read_json
+from slam.model import SpeechLM, check_built, read_about
+from slam.run import read_json, write_json
+from slam.unit_tokenizer import save_unit_tokenizer
 from slam.units import Vocabulary
 from tiny_families import SUPPORTED, VOCABULARY, built, save_base
 
@@ -56,6 +58,7 @@ def test_a_saved_model_says_what_its_tokens_mean(bases, tmp_path):
         "eos": 1,
         "tokenizer": "toy",
         "tokenizer_fingerprint": "0123",
+        "training": [],
     }
     for name in ("config.json", "generation_config.json"):
         written = read_json(tmp_path / name)
@@ -65,6 +68,51 @@ def test_a_saved_model_says_what_its_tokens_mean(bases, tmp_path):
     loaded.check_tokenizer("other name", "0123", tmp_path)
     with pytest.raises(MismatchError, match="encode with the model's tokenizer"):
         loaded.check_tokenizer("toy", "4567", tmp_path)
+
+
+def test_an_older_slam_json_is_read_and_one_that_says_nothing_is_refused(tmp_path):
+    toy_language.write_lm(tmp_path)
+    about = read_json(tmp_path / "slam.json")
+    del about["training"]
+    write_json(tmp_path / "slam.json", about)
+    assert read_about(tmp_path).training == ()
+    for damage in ({"num_units": 12}, ["a"]):
+        write_json(tmp_path / "slam.json", damage)
+        with pytest.raises(InputError, match="does not describe a speech LM"):
+            read_about(tmp_path)
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_units_are_spelled_by_stock_transformers_whatever_the_family(family, bases, tmp_path):
+    base = bases.get(family) or save_base(tmp_path / "base", SUPPORTED[family]())
+    SpeechLM(built(base), VOCABULARY, "toy", "0123").save(tmp_path)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 1)
+    assert (len(tokenizer), lm.config.vocab_size) == (VOCABULARY.size, VOCABULARY.size)
+    spelled = "".join(f"<u{unit}>" for unit in range(20))
+    assert tokenizer(spelled).input_ids == [1, *range(2, 22)]
+    assert tokenizer(spelled, add_special_tokens=False).input_ids == list(range(2, 22))
+    assert tokenizer("<u3> <u17>").input_ids == [1, 5, 19]
+    assert tokenizer.decode([1, 5, 19, 1], skip_special_tokens=True) == "<u3><u17>"
+    batch = tokenizer(["<u3><u17>", "<u4>"], padding=True, return_tensors="pt")
+    said = lm.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    alone = lm.generate(**tokenizer("<u4>", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+    assert said[1, 1 : 1 + alone.shape[1]].tolist() == alone[0].tolist()
+
+
+def test_a_beginning_that_is_not_the_end_has_a_name_of_its_own(tmp_path):
+    save_unit_tokenizer(tmp_path, Vocabulary(3, pad=0, bos=2, eos=1))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=Qwen2Config())
+    assert tokenizer("<u0></s>").input_ids == [2, 3, 1]
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 2, 1)
+
+
+def test_the_rotary_base_stands_where_either_generation_of_transformers_looks(bases, tmp_path):
+    SpeechLM(built(bases["llama"], rope_theta=7_000.0), VOCABULARY, "toy", "0").save(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (7_000.0, 7_000.0)
+    check_built(SpeechLM.load(tmp_path).lm, VOCABULARY, 7_000.0)
 
 
 def test_weights_gathered_from_elsewhere_are_saved_in_place_of_the_models(tmp_path):

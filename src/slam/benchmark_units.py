@@ -166,16 +166,17 @@ def tokenizers_in(folders: Sequence[Path]) -> dict[str, Path]:
         InputError: a folder holds no tokenizer.
     """
     found: dict[str, Path] = {}
+    about: dict[str, Any]
     for folder in folders:
         inside = folder / TOKENIZER_FOLDER
         place = inside if (inside / ABOUT_FILE).is_file() else folder
-        if not (place / ABOUT_FILE).is_file():
+        about = read_json(place / ABOUT_FILE) if (place / ABOUT_FILE).is_file() else {}
+        if "fingerprint" not in about:  # a language model's folder has a file of that name too
             raise InputError(
                 f"{folder}: holds no speech tokenizer; give a folder that `slam encode` or `slam fit-units` "
                 "wrote"
             )
-        about: dict[str, Any] = read_json(place / ABOUT_FILE)
-        found[str(about.get("fingerprint"))] = place
+        found[str(about["fingerprint"])] = place
     return found
 
 

@@ -33,6 +33,7 @@ _HELP = {
     "build-pairs": "Others' pairs (SWAG, HellaSwag, BLiMP …), words or stories → pairs to speak or encode.",
     "import-benchmark": "sWUGGY, sBLIMP, StoryCloze, SALMon, your own pairs of recordings → benchmark pairs.",
     "import-units": "The reference toolkit's features, tokens or preference pairs → units.",
+    "import-model": "A speech LM of another toolkit (slamkit's, TWIST's, a stock one) → one of ours.",
     "fit-recognizer": "Units and their recordings' texts → a small recogniser, judged on held-out speech.",
     "fit-vocoder": "Units and their recordings → a vocoder of these units, judged on recordings held out.",
     "pack": "Units (or text) → token shards.",
@@ -44,6 +45,7 @@ _HELP = {
     "report": "A recipe's folders → results.json and one HTML page.",
 }
 
+_ALIASES = {"import-model": "import"}
 _OF_MODELS = ("evaluate", "generate")  # commands that also take models as plain arguments
 _PATIENCE_SECONDS = 5.0
 
@@ -91,7 +93,7 @@ def has_default(item: Field[Any]) -> bool:
 
 
 for _name in STAGES:
-    app.command(_command(_name), name=_name)
+    app.command(_command(_name), name=_name, alias=_ALIASES.get(_name))
 
 
 @app.command

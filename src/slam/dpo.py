@@ -6,7 +6,7 @@ continuation and `<S>`; only the continuation counts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ from slam import world
 from slam.budget import ScheduleName, TrainingConfig
 from slam.errors import ConfigError
 from slam.guard_rails import Limits, divergence, length_alone, pretraining_loss, repetition, watched
+from slam.lineage import training_record
 from slam.pairs import read_pairs
 from slam.preferences import Preferences, comparable_pairs, divide, format_pairs
 from slam.run import Results, joint_stage, source
@@ -174,16 +175,18 @@ def dpo(config: DpoConfig, out: Path) -> Results:
     if adapted is not None:
         merge(adapted)
     weights = gathered_weights(lm)
-    if world.rank() == 0:
-        speech_lm.save(out, weights)
-    discard_checkpoints(out)
     about["epochs"] = round(found["steps"] * config.batch_pairs / len(training.chosen), 2)
     about |= {
         when: watched(found, word, len(held_out.chosen))
         for when, word in (("before", "initial"), ("after", "final"))
     }
     unwatched = {"stopped_by": None, "stopped_at_step": None, "kept_step": found["steps"]}
-    return unwatched | {k: v for k, v in found.items() if not k.startswith("initial_")} | about
+    results = unwatched | {k: v for k, v in found.items() if not k.startswith("initial_")} | about
+    if world.rank() == 0:
+        this = training_record("dpo", config, results)
+        replace(speech_lm, training=(*speech_lm.training, this)).save(out, weights)
+    discard_checkpoints(out)
+    return results
 
 
 def _looks(speech_lm: "SpeechLM", held_out: Preferences, config: DpoConfig) -> "list[Look]":

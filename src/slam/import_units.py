@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slam.errors import ConfigError, InputError, MismatchError
-from slam.imported import Imported, Origin
+from slam.errors import ConfigError, InputError
+from slam.imported import Imported
+from slam.origins import check_named, named_origin, origin_in
 from slam.pairs import write_pair_rows
 from slam.progress import bar
-from slam.run import Results, digest, read_json, replacing, source, stage, write_json_lines
+from slam.run import Results, replacing, source, stage, write_json_lines
 from slam.slamkit import numbered_lines
-from slam.tokenizers import ABOUT_FILE
-from slam.units import TOKENIZER_FOLDER, UNITS_FILE, Units, finish_units, write_shard
+from slam.units import TOKENIZER_FOLDER, Units, finish_units, write_shard
 
 _FAILURES_FILE = "failures.jsonl"
 
@@ -51,34 +51,11 @@ class ImportUnitsConfig:
             raise ConfigError("shard_size must be more than 0")
         if not 0 <= self.max_failures <= 1:
             raise ConfigError(f"max_failures = {self.max_failures}: is a share, between 0 and 1")
-        self._check_tokenizer()
-
-    def _check_tokenizer(self) -> None:
-        """Raise ConfigError unless it is said, and said once, what made the units."""
-        named = {"tokenizer": self.tokenizer, "num_units": self.num_units, "frame_rate": self.frame_rate}
-        given = [name for name, value in named.items() if value is not None]
-        if self.tokenizer_from is not None:
-            if given:
-                raise ConfigError(
-                    f"tokenizer_from brings its own {', '.join(given)}; leave out one or the other"
-                )
-            return
-        if lacking := sorted(named.keys() - given):
-            raise ConfigError(
-                f"{', '.join(lacking)}: the files do not say what made their units; give tokenizer_from, "
-                "or all of tokenizer, num_units and frame_rate"
-            )
-        if not self.tokenizer:
-            raise ConfigError("tokenizer: is empty; name what made the units")
-        if not 2 <= (self.num_units or 0) <= 65_000:  # noqa: PLR2004 - tokens are uint16
-            raise ConfigError(f"num_units = {self.num_units}: must lie between 2 and 65,000")
-        if not 0 < (self.frame_rate or 0) < float("inf"):
-            raise ConfigError(f"frame_rate = {self.frame_rate}: must be more than 0 frames a second")
-
-    @property
-    def named(self) -> tuple[str, int, float]:
-        """The tokenizer's name, number of units and frame rate, as the user gave them."""
-        return str(self.tokenizer), int(self.num_units or 0), float(self.frame_rate or 0)
+        check_named(
+            self.tokenizer_from,
+            {"tokenizer": self.tokenizer, "num_units": self.num_units, "frame_rate": self.frame_rate},
+            "the files do not say what made their units",
+        )
 
 
 @stage
@@ -89,7 +66,10 @@ def import_units(config: ImportUnitsConfig, out: Path) -> Results:
         InputError: a file cannot be read, or too large a share of its lines is malformed.
         MismatchError: `tokenizer_from` was changed.
     """
-    origin = _origin(config)
+    if config.tokenizer_from is not None:
+        origin = origin_in(config.tokenizer_from)
+    else:
+        origin = named_origin(str(config.tokenizer), config.num_units or 0, config.frame_rate or 0)
     tally = Imported(origin, config.benchmark)
     try:
         num_shards = _write_shards(config, out, tally)
@@ -128,39 +108,6 @@ def import_units(config: ImportUnitsConfig, out: Path) -> Results:
         "tokenizer": origin.name,
         "tokenizer_fingerprint": origin.fingerprint,
     } | ({"num_pairs": len(tally.pairs), "num_seam_repeats": tally.num_seam_repeats} if tally.pairs else {})
-
-
-def _origin(config: ImportUnitsConfig) -> Origin:
-    """What made the units: the tokenizer of a folder, or the one that the user names."""
-    if config.tokenizer_from is None:
-        name, num_units, frame_rate = config.named
-        return Origin(name, digest(["import-units", name, num_units, frame_rate]), num_units, frame_rate)
-    units, about = config.tokenizer_from / UNITS_FILE, config.tokenizer_from / TOKENIZER_FOLDER / ABOUT_FILE
-    found = {}
-    for path, name, fingerprint in (
-        (units, "tokenizer", "tokenizer_fingerprint"),
-        (about, "name", "fingerprint"),
-    ):
-        if not path.is_file():
-            continue
-        content = read_json(path)
-        try:
-            found[path] = Origin(
-                content[name], content[fingerprint], int(content["num_units"]), float(content["frame_rate"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: does not describe a tokenizer ({error})") from None
-    if not found:
-        raise InputError(
-            f"{config.tokenizer_from}: holds neither units nor a tokenizer; give a folder that "
-            "`slam encode` or `slam fit-units` wrote"
-        )
-    if len({origin.fingerprint for origin in found.values()}) > 1:
-        raise MismatchError(
-            f"{config.tokenizer_from}: its units are of the tokenizer {found[units].fingerprint}, the "
-            f"tokenizer in it is {found[about].fingerprint}; the folder was changed"
-        )
-    return next(iter(found.values()))
 
 
 def _write_shards(config: ImportUnitsConfig, out: Path, tally: Imported) -> int:

@@ -7,21 +7,12 @@ from typing import Any
 import numpy as np
 
 from slam.errors import InputError
+from slam.origins import Origin
 from slam.pairs import PairRow
 from slam.slamkit import Spoken, SpokenPair, holds_pair, parse_line, parse_pair
 from slam.units import Units, merge
 
 Utterance = tuple[dict[str, Any], Units]  # row of the manifest, units
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The tokenizer that made the units."""
-
-    name: str
-    fingerprint: str
-    num_units: int
-    frame_rate: float  # Hz
 
 
 @dataclass

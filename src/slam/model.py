@@ -1,6 +1,7 @@
 """A stock causal LM and the vocabulary it speaks; TWIST: a text LM's body under a speech vocabulary."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from slam.architecture import Architecture
 from slam.devices import best_device
 from slam.errors import ConfigError, InputError, reason_of
 from slam.run import read_json, write_json
+from slam.shards import TEXT_TOKENIZER
+from slam.unit_tokenizer import save_unit_tokenizer
 from slam.units import Vocabulary, check_spoken
 
 Initialization = Literal["twist", "random"]
@@ -35,10 +38,12 @@ class SpeechLM:
     vocabulary: Vocabulary
     tokenizer: str  # name of the speech tokenizer
     tokenizer_fingerprint: str
+    training: tuple[Mapping[str, Any], ...] = ()  # the runs that made it, the first one first
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write a stock checkpoint that `AutoModelForCausalLM.from_pretrained` loads, and `slam.json`.
+        """Write a stock checkpoint with its tokenizer, which the Auto classes load, and `slam.json`.
 
+        A model of text brings its own tokenizer, which is not written here.
         The files go to a folder beside their place first, so that a full disk leaves none of them cut short.
 
         Args:
@@ -49,6 +54,9 @@ class SpeechLM:
         partial = folder / ".partial"
         try:
             self.lm.save_pretrained(partial, state_dict=None if weights is None else dict(weights))
+            _state_rope_theta(partial / "config.json")
+            if not self.tokenizer.startswith(TEXT_TOKENIZER):
+                save_unit_tokenizer(partial, self.vocabulary)
             for path in partial.iterdir():
                 path.replace(folder / path.name)
         finally:
@@ -62,6 +70,7 @@ class SpeechLM:
                 "eos": self.vocabulary.eos,
                 "tokenizer": self.tokenizer,
                 "tokenizer_fingerprint": self.tokenizer_fingerprint,
+                "training": list(self.training),
             },
         )
 
@@ -75,7 +84,7 @@ class SpeechLM:
         about = read_about(folder)
         lm = load_lm(str(folder))
         check_built(lm, about.vocabulary)
-        return cls(lm, about.vocabulary, about.tokenizer, about.tokenizer_fingerprint)
+        return cls(lm, about.vocabulary, about.tokenizer, about.tokenizer_fingerprint, about.training)
 
     def check_tokenizer(self, name: str, fingerprint: str, where: Path) -> None:
         """Refuse units of another tokenizer.
@@ -93,6 +102,7 @@ class About:
     vocabulary: Vocabulary
     tokenizer: str  # name of the speech tokenizer
     tokenizer_fingerprint: str
+    training: tuple[Mapping[str, Any], ...]  # the runs that made it; empty where an older slam wrote it
 
 
 def read_about(folder: Path) -> About:
@@ -104,8 +114,27 @@ def read_about(folder: Path) -> About:
     if not (folder / ABOUT_FILE).is_file():
         raise InputError(f"{folder}: holds no speech language model ({ABOUT_FILE} is missing)")
     about = read_json(folder / ABOUT_FILE)
-    vocabulary = Vocabulary(about["num_units"], about["pad"], about["bos"], about["eos"])
-    return About(vocabulary, about["tokenizer"], about["tokenizer_fingerprint"])
+    try:
+        vocabulary = Vocabulary(about["num_units"], about["pad"], about["bos"], about["eos"])
+        return About(
+            vocabulary, about["tokenizer"], about["tokenizer_fingerprint"], tuple(about.get("training", ()))
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / ABOUT_FILE}: does not describe a speech LM ({reason_of(error)})"
+        ) from None
+
+
+def _state_rope_theta(path: Path) -> None:
+    """Say the rotary base where transformers 4 looks for it too.
+
+    Version 5 writes it inside `rope_parameters`, which version 4, and what is built on it, passes over
+    without a word: it would take the family's default.
+    """
+    config = read_json(path)
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        write_json(path, config | {"rope_theta": theta})
 
 
 def load_lm(base: str) -> PreTrainedModel:

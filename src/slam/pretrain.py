@@ -6,15 +6,16 @@ the text LM that the demo warm-starts from.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from slam import world
 from slam.architecture import Architecture
 from slam.budget import TrainingConfig
 from slam.errors import ConfigError, InputError, MismatchError
+from slam.lineage import training_record
 from slam.run import Results, joint_stage, read_json, source
 from slam.shards import TEXT_TOKENIZER, Batches, TokenShards, open_shards
 from slam.watched_benchmarks import benchmark_accuracy
@@ -95,7 +96,8 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
         seed=config.seed,
     )
     use_packed(lm)
-    speech_lm = SpeechLM(lm, shards.vocabulary, shards.tokenizer, shards.tokenizer_fingerprint)
+    before = _training_of(config)
+    speech_lm = SpeechLM(lm, shards.vocabulary, shards.tokenizer, shards.tokenizer_fingerprint, before)
     looks = [
         benchmark_accuracy(
             speech_lm,
@@ -107,14 +109,25 @@ def pretrain(config: PretrainConfig, out: Path) -> Results:
     ]
     task = next_token_task(lm, documents, validation, config, looks=looks if config.benchmarks else [])
     results = train(lm, config, task, out)
+    results |= {"epochs": round(results["tokens"] / len(shards.tokens), 2)}
     weights = gathered_weights(lm)
     if world.rank() == 0:
-        speech_lm.save(out, weights)
+        this = training_record("pretrain", config, results)
+        replace(speech_lm, training=(*before, this)).save(out, weights)
         text_tokenizer = config.shards / "tokenizer.json"
         if text_tokenizer.is_file():
             shutil.copyfile(text_tokenizer, out / "tokenizer.json")
     discard_checkpoints(out)
-    return results | {"epochs": round(results["tokens"] / len(shards.tokens), 2)}
+    return results
+
+
+def _training_of(config: PretrainConfig) -> tuple[Mapping[str, Any], ...]:
+    """The runs that made the base, where slam made it and its weights are kept."""
+    from slam.model import ABOUT_FILE, read_about
+
+    if config.base is None or config.initialization == "random" or not (config.base / ABOUT_FILE).is_file():
+        return ()
+    return read_about(config.base).training
 
 
 def _embeddings(config: PretrainConfig, shards: TokenShards) -> 'Literal["moments", "rows"] | None':
