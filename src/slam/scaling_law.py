@@ -114,6 +114,11 @@ class ScalingLaw:
         """
         return self.compute_to(loss) / self.compute_to(self.loss(parameters, tokens))
 
+    def mean_multiplier(self, points: "Points", chosen: npt.NDArray[np.intp] | slice = slice(None)) -> float:
+        """The geometric mean of the multipliers of `points`, or of the `chosen` ones."""
+        rows = zip(points.parameters[chosen], points.tokens[chosen], points.losses[chosen], strict=True)
+        return float(np.exp(np.mean([np.log(self.multiplier(*map(float, row))) for row in rows])))
+
     def _parameters_for(self, tokens: Array) -> Array:
         """The N for which `tokens` are the optimal D."""
         return np.asarray(self.G * (tokens * self.G) ** (self.beta / self.alpha))
@@ -194,20 +199,17 @@ class Fit:
         """
         drawn = np.random.default_rng(0)
         count = len(points.losses)
-        low, high = percentiles(
-            [_mean_multiplier(law, points, drawn.integers(count, size=count)) for law in self.resampled],
-            level,
-        )
-        return _mean_multiplier(self.law, points, np.arange(count)), low, high
+        resampled = [law.mean_multiplier(points, drawn.integers(count, size=count)) for law in self.resampled]
+        return self.law.mean_multiplier(points), *percentiles(resampled, level)
 
 
 def fit_law(points: Points, *, resamples: int = 200, seed: int = 0) -> Fit:
     """Fit the law to `points`, and again to `resamples` sets of losses with its residuals drawn anew.
 
     Huber loss of log L, the smallest over many starting points (Hoffmann et al., appendix D.2): all are
-    looked at, the best dozen followed by L-BFGS-B. With `unique_tokens`, R_D is fitted too. The bootstrap keeps
-    the grid and resamples residuals, but for those that the fit made vanish: so close to absolute values, it
-    runs through as many points as it has coefficients.
+    looked at, the best dozen followed by L-BFGS-B. With `unique_tokens`, R_D is fitted too. The bootstrap
+    keeps the grid and resamples residuals, but for those that the fit made vanish: so close to absolute
+    values, it runs through as many points as it has coefficients.
 
     Raises:
         InputError: the points cannot decide the coefficients.
@@ -240,11 +242,6 @@ def _effective(total: Any, unique: Any, constant: float) -> Any:
     """U + U R* (1 - exp(-R/R*)), R repeats of U beyond the first."""
     repeats = np.maximum(total / unique - 1, 0)
     return unique * (1 + constant * -np.expm1(-repeats / constant))
-
-
-def _mean_multiplier(law: ScalingLaw, points: Points, chosen: npt.NDArray[np.intp]) -> float:
-    rows = zip(points.parameters[chosen], points.tokens[chosen], points.losses[chosen], strict=True)
-    return float(np.exp(np.mean([np.log(law.multiplier(*map(float, row))) for row in rows])))
 
 
 def _law(values: Array) -> ScalingLaw:
