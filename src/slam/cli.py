@@ -160,7 +160,7 @@ def study(
         raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
     loaded = load_study(study, folder=folder, many=yes)
     if dry_run:
-        console.print(_plan_table(plan(loaded, shard)), soft_wrap=True)
+        Console().print(_plan_table(plan(loaded, shard)))
         return
     failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
     found = write_page(loaded)
