@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
+from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +20,13 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from slam import __version__, score_tables, world
-from slam.errors import ConfigError, SlamError
+from slam.errors import ConfigError, InputError, SlamError
 from slam.progress import console
 from slam.recipe import STAGES, load_recipe
 from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
+from slam.study import load_study
+from slam.study_runner import Planned, plan, run_study
 
 _HELP = {
     "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
@@ -124,6 +127,83 @@ def run(
     if not any(made for _, _, made in done):
         console.print(f"{recipe}: every step is done already, nothing to do", highlight=False)
     _print_scores(loaded.folder, [finished for _, finished, _ in done])
+
+
+@app.command
+def study(
+    study: Path,
+    *,
+    folder: Path | None = None,
+    jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    shard: str | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Run a recipe under every combination of some settings and seeds; compare them.
+
+    Parameters
+    ----------
+    study
+        A TOML file of factors and seeds over a recipe.
+    folder
+        Where results and all steps go, instead of the study's own.
+    jobs
+        How many steps may be made at the same time, instead of the study's own number.
+    shard
+        The part of the arms that this process makes, I/N; several may share the folder.
+    dry_run
+        Show the arms, their tokens and the time they will take; make nothing.
+    yes
+        Go on with more than 1,000 arms.
+    """
+    from slam.study_page import PAGE_FILE, write_page
+
+    if world.size() > 1:
+        raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
+    loaded = load_study(study, folder=folder, many=yes)
+    if dry_run:
+        Console().print(_plan_table(plan(loaded, shard)))
+        return
+    failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
+    found = write_page(loaded)
+    print(f"study: {loaded.folder / PAGE_FILE}")  # noqa: T201
+    failed = [one for one in found if one.state == "failed"]
+    if failures and failed:
+        raise InputError(
+            f"{len(failed)} of {len(found)} arms failed ({failed[0].arm.name}: {failed[0].line}); "
+            "the same command tries them again"
+        )
+    if waiting := sum(one.state == "not made" for one in found):
+        raise Unfinished(f"{waiting} of {len(found)} arms are other parts' to make")
+
+
+def _plan_table(rows: Sequence[Planned]) -> Table:
+    """What each arm adds to those before it, and the sum."""
+    table = Table(title="what each arm adds to those before it", title_justify="left")
+    for heading in ("arm", "steps to make", "tokens", "time"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for row in rows:
+        table.add_row(row.arm.name, str(row.num_steps), _amount(row.tokens), _time(row.seconds))
+    known = [row.seconds for row in rows if row.seconds is not None]
+    unknown = len(rows) - len(known)
+    more = f" and {unknown} arms of unknown time" if unknown else ""
+    tokens = sum(row.tokens or 0 for row in rows)
+    table.add_section()
+    table.add_row(
+        f"{len(rows)} arms",
+        str(sum(row.num_steps for row in rows)),
+        _amount(tokens),
+        _time(sum(known)) + more,
+    )
+    return table
+
+
+def _amount(tokens: float | None) -> str:
+    return "?" if tokens is None else f"{tokens:,.0f}"
+
+
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _print_scores(folder: Path, runs: Sequence[Run]) -> None:

@@ -9,7 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -35,7 +35,7 @@ from slam import (
     synthesize,
 )
 from slam.errors import ConfigError, InputError
-from slam.run import Run
+from slam.run import Run, digest, named_sources
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RECIPE_KEYS = ("folder", "jobs", "steps")
@@ -92,41 +92,111 @@ class Recipe:
     steps: tuple[Step, ...]
 
 
-def load_recipe(path: Path, *, folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: Path,
+    *,
+    folder: Path | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    by_content: bool = False,
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the TOML file: `folder`, `jobs`, and a table `[steps.NAME]` for each step in order.
         folder: where the steps' folders go, instead of the recipe's own `folder`.
-        overrides: settings as `STEP.KEY=VALUE`, the value in TOML.
+        overrides: settings as `STEP.KEY=VALUE`, the value in TOML; or a table `STEP.KEY` → value.
+        by_content: name a step's folder by its settings and inputs too, so that variants of a recipe in one
+            `folder` share the steps in which they agree.
 
     Raises:
         InputError: the file is missing or is not TOML.
         ConfigError: a key, stage, step or value cannot be meant; the line says where.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not TOML ({error})") from None
-    _check_keys(content, _RECIPE_KEYS, f"{path}")
-    tables = content.get("steps")
-    if not isinstance(tables, dict) or not tables:
-        raise ConfigError(f"{path}: holds no steps; write a table [steps.NAME] for each")
-    for override in overrides:
-        _override(tables, override)
+    content = read_toml(path, "recipe")
+    check_keys(content, _RECIPE_KEYS, f"{path}")
+    tables = step_tables(path, content)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parsed, overrides)
+    for key, value in pairs:
+        _override(tables, key, value)
     root = folder if folder is not None else Path(content.get("folder", Path("work") / path.stem))
     steps: dict[str, Step] = {}
     for name in tables:
         try:
-            steps[name] = _step(name, tables, steps, root)
+            step = _step(name, tables, steps, root)
         except ConfigError as error:
             raise ConfigError(f"{path}: step {name!r}: {error}") from None
+        steps[name] = replace(step, out=_content_folder(step, root)) if by_content else step
     jobs = content.get("jobs", 1)
     if type(jobs) is not int or jobs < 1:
         raise ConfigError(f"{path}: jobs = {jobs!r}: must be a whole number, at least 1")
     return Recipe(path, root, jobs, tuple(steps.values()))
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file; `what` it is stands in the error.
+
+    Raises:
+        InputError: the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such {what}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML ({error})") from None
+
+
+def step_tables(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's tables of steps, as they are written.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    tables = content.get("steps")
+    if not isinstance(tables, dict) or not tables:
+        raise ConfigError(f"{path}: holds no steps; write a table [steps.NAME] for each")
+    return tables
+
+
+def check_setting(tables: Mapping[str, Any], key: str) -> None:
+    """Refuse a `STEP.KEY` that names no setting of the recipe's `tables`.
+
+    Raises:
+        ConfigError: it does not; the line has the nearest right name.
+    """
+    step, *keys = key.split(".")
+    if not keys:
+        raise ConfigError(f"{key!r}: write a setting as STEP.KEY")
+    if step not in tables:
+        raise ConfigError(f"{key!r}: no step is called {step!r}; {hint(step, tables)}")
+    stage = tables[step].get("stage") if isinstance(tables[step], dict) else ""
+    if isinstance(stage, str) and stage in STAGES and keys[0] != "stage":
+        check_keys({keys[0]: None}, [item.name for item in fields(STAGES[stage].config)], repr(key))
+
+
+def inputs_of(step: Step) -> list[Path]:
+    """The paths that a step reads, those of other steps too."""
+    return [
+        path
+        for item in fields(step.config)
+        if item.metadata.get("source")
+        for _, path in named_sources(item.name, getattr(step.config, item.name))
+    ]
+
+
+def _content_folder(step: Step, root: Path) -> Path:
+    """NAME-DIGEST: of the stage, its settings and its inputs, which other steps' folders name in turn."""
+    told = {
+        item.name: [
+            str(path.relative_to(root) if path.is_relative_to(root) else path)
+            for _, path in named_sources(item.name, getattr(step.config, item.name))
+        ]
+        if item.metadata.get("source")
+        else getattr(step.config, item.name)
+        for item in fields(step.config)
+        if not item.metadata.get("effort")
+    }
+    return root / f"{step.name}-{digest([step.stage, told])[:10]}"
 
 
 def _step(name: str, tables: Mapping[str, Any], steps: Mapping[str, Step], root: Path) -> Step:
@@ -137,7 +207,7 @@ def _step(name: str, tables: Mapping[str, Any], steps: Mapping[str, Step], root:
     if not isinstance(table, dict) or not isinstance(table.get("stage"), str):
         raise ConfigError(f'name its stage: stage = "…", one of {", ".join(STAGES)}')
     if table["stage"] not in STAGES:
-        raise ConfigError(f"no stage is called {table['stage']!r}; {_hint(table['stage'], STAGES)}")
+        raise ConfigError(f"no stage is called {table['stage']!r}; {hint(table['stage'], STAGES)}")
     config = _config(STAGES[table["stage"]].config, table, steps, list(tables))
     return Step(name, table["stage"], config, root / name)
 
@@ -148,14 +218,14 @@ def _config(
     """A step's table → its stage's settings."""
     settings = {key: value for key, value in table.items() if key != "stage"}
     known = {item.name: item for item in fields(kind)}
-    _check_keys(settings, known, "")
+    check_keys(settings, known, "")
     for key, value in settings.items():
         if known[key].metadata.get("source"):
             settings[key] = _resolve(value, steps, names)
     hints = get_type_hints(kind)
     for key, value in settings.items():
         if is_dataclass(hints[key]) and isinstance(value, dict):
-            _check_keys(value, [item.name for item in fields(hints[key])], f"{key}: ")
+            check_keys(value, [item.name for item in fields(hints[key])], f"{key}: ")
     try:
         return msgspec.convert(settings, kind, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -175,7 +245,7 @@ def _resolve(value: Any, steps: Mapping[str, Step], names: Sequence[str]) -> Any
     if value in names:
         raise ConfigError(f"refers to {value!r}, which comes later; move it before this step")
     if isinstance(value, str) and not Path(value).exists():
-        raise ConfigError(f"no step and no path is called {value!r}; {_hint(value, steps)}")
+        raise ConfigError(f"no step and no path is called {value!r}; {hint(value, steps)}")
     return value
 
 
@@ -185,34 +255,46 @@ def _decode(kind: type[Any], value: Any) -> Any:
     raise ConfigError(f"expected a {kind.__name__}, got {value!r}")
 
 
-def _check_keys(table: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any], where: str) -> None:
+def check_keys(table: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any], where: str) -> None:
+    """Refuse a key that is not `known`; `where` begins the line.
+
+    Raises:
+        ConfigError: there is one; the line has the nearest right name.
+    """
     for key in table:
         if key not in known:
             raise ConfigError(
-                f"{where}{': ' if where and where[-1] != ' ' else ''}unknown key {key!r}; {_hint(key, known)}"
+                f"{where}{': ' if where and where[-1] != ' ' else ''}unknown key {key!r}; {hint(key, known)}"
             )
 
 
-def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """Which of the `known` names was meant, or all of them."""
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
-def _override(tables: dict[str, Any], text: str) -> None:
-    """Apply `STEP.KEY=VALUE`, the value in TOML, or a bare string."""
+def _parsed(text: str) -> tuple[str, Any]:
+    """`STEP.KEY=VALUE`, the value in TOML, or a bare string."""
     target, sign, value = text.partition("=")
-    step, *keys = target.strip().split(".")
-    if not sign or not keys:
+    if not sign:
         raise ConfigError(f"{text!r}: write a setting as STEP.KEY=VALUE")
-    if step not in tables:
-        raise ConfigError(f"{text!r}: no step is called {step!r}; {_hint(step, tables)}")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        return target.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value
+        return target.strip(), value
+
+
+def _override(tables: dict[str, Any], target: str, value: Any) -> None:
+    """Set `STEP.KEY` to `value`."""
+    step, *keys = target.split(".")
+    if not keys:
+        raise ConfigError(f"{target!r}: write a setting as STEP.KEY=VALUE")
+    if step not in tables:
+        raise ConfigError(f"'{target}={value}': no step is called {step!r}; {hint(step, tables)}")
     table = tables[step]
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
-        raise ConfigError(f"{text!r}: {'.'.join((step, *keys[:-1]))!r} is no table of settings")
-    table[keys[-1]] = parsed
+        raise ConfigError(f"'{target}={value}': {'.'.join((step, *keys[:-1]))!r} is no table of settings")
+    table[keys[-1]] = value

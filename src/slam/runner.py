@@ -5,6 +5,7 @@ small models train faster side by side than one after the other. A worker ends w
 recipe leaves nobody writing in its folders.
 """
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -15,17 +16,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from slam import progress, report, world
-from slam.errors import SlamError
+from slam.errors import SlamError, reason_of
 from slam.progress import console
-from slam.recipe import STAGES, Recipe, Step
-from slam.run import Run, identity, named_sources, read_run, state_of
+from slam.recipe import STAGES, Recipe, Step, inputs_of
+from slam.run import Run, atomic_write, identity, read_run, state_of
 
 _POLL_SECONDS = 0.5
+FAILURE_SUFFIX = ".failed"  # of the file beside a step's folder that holds why it failed last
 Made = tuple[Step, Run, bool]
 
 
@@ -45,64 +46,150 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> list[Made]:
     jobs = recipe.jobs if jobs is None else jobs
     if world.size() > 1:  # torchrun's processes make each step together
         jobs = 1
-    waiting = {step.name: step for step in recipe.steps}
-    made: dict[str, Made] = {}
+    made = make_steps(recipe.steps, jobs)
+    if world.rank() == 0:
+        _publish(recipe)
+    return [made[step.out] for step in recipe.steps]
+
+
+def make_steps(
+    steps: Sequence[Step], jobs: int, *, failures: dict[Path, str] | None = None
+) -> dict[Path, Made]:
+    """Make every one of `steps` that is not done.
+
+    Args:
+        steps: what to make; inputs that are none of them must be there.
+        jobs: steps at the same time.
+        failures: where given, a step that fails is noted here, folder → line, and so is each that depends on
+            it; the others are made. Steps are then made in processes of their own, and left to any other
+            process that makes them at this moment.
+
+    Returns:
+        Each step by its folder, with its run and whether it was made now.
+
+    Raises:
+        SlamError: a step failed and there are no `failures`, or a folder holds something that is no run of
+            slam.
+    """
+    waiting = {step.out: step for step in steps}
+    places = {out: f"[{number}/{len(waiting)}] {out.name}" for number, out in enumerate(waiting, 1)}
+    made: dict[Path, Made] = {}
     running: dict[Future[Run], tuple[Step, float]] = {}
-    with _Workers(jobs) as workers, progress.bar("steps", len(recipe.steps)) as bar:
+    with (
+        _Workers(jobs, apart=failures is not None) as workers,
+        _Claims(shared=failures is not None) as claims,
+        progress.bar("steps", len(waiting)) as bar,
+    ):
         while waiting or running:
+            left = len(waiting)
             for step in _ready(list(waiting.values()), [step for step, _ in running.values()]):
                 if len(running) == jobs:
                     break
-                del waiting[step.name]
-                if _prepare(step, recipe):
-                    running[workers.perform(step)] = (step, time.perf_counter())
-                else:
-                    made[step.name] = (step, _finished(step), False)
-                    bar.advance()
-            names = ", ".join(step.name for step, _ in running.values())
+                if not claims.take(step.out):
+                    continue
+                del waiting[step.out]
+                with _noting(step, failures):
+                    if _prepare(step, places[step.out]):
+                        running[workers.perform(step)] = (step, time.perf_counter())
+                        continue
+                    made[step.out] = (step, _finished(step), False)
+                claims.leave(step.out)
+                bar.advance()
+            bar.advance(0, ", ".join(step.out.name for step, _ in running.values()))
             for future in wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                 step, begin = running.pop(future)
-                run = _result(future, step)
-                made[step.name] = (step, run, True)
-                seconds = time.perf_counter() - begin
-                console.print(
-                    f"{_label(step, recipe)}: {step.stage} in {seconds:.1f} s{_summary(run)}", highlight=False
-                )
+                workers.free(future)
+                with _noting(step, failures):
+                    made[step.out] = (step, _result(future, step, failures), True)
+                    words = f"{step.stage} in {time.perf_counter() - begin:.1f} s"
+                    console.print(
+                        f"{places[step.out]}: {words}{_summary(made[step.out][1])}", highlight=False
+                    )
+                claims.leave(step.out)
                 bar.advance()
-            bar.advance(0, names)
-    if world.rank() == 0:
-        _publish(recipe)
-    return [made[step.name] for step in recipe.steps]
+            _skip(waiting, failures or {})
+            if not running and len(waiting) == left:  # all that is ready is being made elsewhere
+                time.sleep(_POLL_SECONDS)
+    return made
+
+
+@contextmanager
+def _noting(step: Step, failures: dict[Path, str] | None) -> Iterator[None]:
+    """Note that `step` failed and go on, where there is somewhere to note it."""
+    note = step.out.with_name(f"{step.out.name}{FAILURE_SUFFIX}")
+    if failures is None:
+        yield
+        return
+    try:
+        yield
+    except SlamError as error:
+        failures[step.out] = str(error)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(note, f"{error}\n")
+        console.print(f"{step.out.name}: {error}", style="red", highlight=False, markup=False)
+    else:
+        note.unlink(missing_ok=True)
+
+
+def _skip(waiting: dict[Path, Step], failures: dict[Path, str]) -> None:
+    """Leave out the steps that wait for one that failed."""
+    for out, step in list(waiting.items()):  # in the order in which one waits for another
+        if failed := next((path for path in inputs_of(step) if path in failures), None):
+            failures[out] = f"left out: {failed.name} failed"
+            del waiting[out]
+
+
+class _Claims:
+    """Which steps this process makes, where several make those of one folder: a lock beside each."""
+
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
+        self._locks: dict[Path, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for out in list(self._locks):
+            self.leave(out)
+
+    def take(self, out: Path) -> bool:
+        """Whether the step of this folder is ours to make now."""
+        if not self._shared:
+            return True
+        from filelock import FileLock, Timeout
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.with_name(f"{out.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        self._locks[out] = lock
+        return True
+
+    def leave(self, out: Path) -> None:
+        """Let others have it."""
+        if out in self._locks:
+            self._locks.pop(out).release()
 
 
 def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
     """Steps that wait for no other: none of their inputs is still to be made."""
     unmade = {step.out for step in (*waiting, *running)}
-    return [step for step in waiting if not unmade & set(_inputs(step))]
+    return [step for step in waiting if not unmade & set(inputs_of(step))]
 
 
-def _inputs(step: Step) -> list[Path]:
-    """The folders that a step reads."""
-    return [
-        path
-        for item in fields(step.config)
-        if item.metadata.get("source")
-        for _, path in named_sources(item.name, getattr(step.config, item.name))
-    ]
-
-
-def _prepare(step: Step, recipe: Recipe) -> bool:
+def _prepare(step: Step, place: str) -> bool:
     """Whether `step` has to be made; a stale folder of ours is removed."""
     fingerprint, _, _ = identity(step.stage, step.config)
     state = state_of(step.out, fingerprint)
     if state == "other" and world.rank() == 0:
         # ours, by its run.json or started.json: made from other settings or inputs
-        console.print(
-            f"{_label(step, recipe)}: its settings or inputs changed, making it again", highlight=False
-        )
+        console.print(f"{place}: its settings or inputs changed, making it again", highlight=False)
         shutil.rmtree(step.out)
     if state == "started":
-        console.print(f"{_label(step, recipe)}: going on where it was", highlight=False)
+        console.print(f"{place}: going on where it was", highlight=False)
     return state != "done"
 
 
@@ -112,17 +199,16 @@ def _finished(step: Step) -> Run:
     return run
 
 
-def _result(future: Future[Run], step: Step) -> Run:
-    try:
-        return future.result()
-    except BrokenProcessPool:
+def _result(future: Future[Run], step: Step, failures: dict[Path, str] | None) -> Run:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
         raise SlamError(
             f"step {step.name!r}: its process was killed (out of memory?); the same command goes on from here"
-        ) from None
-
-
-def _label(step: Step, recipe: Recipe) -> str:
-    return f"[{recipe.steps.index(step) + 1}/{len(recipe.steps)}] {step.name}"
+        )
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC  # which the next step would find too
+    if error is None or isinstance(error, SlamError) or failures is None or full:
+        return future.result()
+    raise SlamError(f"step {step.name!r}: {type(error).__name__}: {reason_of(error)}")
 
 
 def _publish(recipe: Recipe) -> None:
@@ -136,39 +222,52 @@ def _publish(recipe: Recipe) -> None:
 class _Workers:
     """Makes steps: here and now with one job, else in processes that share the cores."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, *, apart: bool) -> None:
         self._jobs = jobs
-        self._pool: ProcessPoolExecutor | None = None
+        self._apart = apart or jobs > 1
+        self._idle: list[ProcessPoolExecutor] = []  # of one process each: where one dies, its step is known
+        self._busy: dict[Future[Run], ProcessPoolExecutor] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._pool is None:
-            return
         if kind is not None:
             # a training writes a checkpoint and leaves; every other stage just ends
             for process in multiprocessing.active_children():
                 process.terminate()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (*self._idle, *self._busy.values()):
+            pool.shutdown(cancel_futures=True)
 
     def perform(self, step: Step) -> Future[Run]:
         """Begin `step`."""
-        if self._jobs == 1:
+        if not self._apart:
             future: Future[Run] = Future()
             future.set_result(_perform(step.stage, step))
             return future
-        if self._pool is None:
-            with _shared_cores(self._jobs):
-                self._pool = ProcessPoolExecutor(
-                    self._jobs,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_begin_worker,
-                    initargs=(os.getpid(),),
-                )
-                return self._pool.submit(_perform, step.stage, step)
         with _shared_cores(self._jobs):
-            return self._pool.submit(_perform, step.stage, step)
+            pool = self._idle.pop() if self._idle else self._pool()
+            future = pool.submit(_perform, step.stage, step)
+        self._busy[future] = pool
+        return future
+
+    def free(self, future: Future[Run]) -> None:
+        """Let the process of a step that ended make another, unless it is dead."""
+        pool = self._busy.pop(future, None)
+        if pool is None:
+            return
+        if isinstance(future.exception(), BrokenProcessPool):
+            pool.shutdown()
+        else:
+            self._idle.append(pool)
+
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin_worker,
+            initargs=(os.getpid(),),
+        )
 
 
 def _perform(stage: str, step: Step) -> Run:
