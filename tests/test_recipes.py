@@ -1,4 +1,4 @@
-"""The recipes for a GPU, end to end at toy size: tiny data in the layouts they name, tiny models for hub names."""
+"""The recipes for a GPU, end to end at toy size: tiny data in the layouts named, tiny models for names."""
 
 import dataclasses
 import json

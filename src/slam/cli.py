@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from slam import __version__, score_tables, world
 from slam.errors import ConfigError, SlamError
 from slam.progress import console
-from slam.recipe import STAGES, load_recipe
+from slam.recipe import STAGES, Recipe, load_recipe
 from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
 
@@ -46,6 +46,7 @@ _HELP = {
 
 _OF_MODELS = ("evaluate", "generate")  # commands that also take models as plain arguments
 _PATIENCE_SECONDS = 5.0
+_PAGE_WIDTH = 150  # characters, of tables that go to a file
 
 app = App(
     name="slam",
@@ -101,6 +102,7 @@ def run(
     folder: Path | None = None,
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     set: Annotated[Sequence[str], Parameter(negative="")] = (),  # noqa: A002 - the flag's name
+    check: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Make every step of a recipe that is not done yet.
 
@@ -114,7 +116,12 @@ def run(
         How many steps may be made at the same time, instead of the recipe's own number.
     set
         A setting to use instead of the recipe's: STEP.KEY=VALUE.
+    check
+        Make nothing: print what each step will make and take, and what is missing, which is exit status 2.
     """
+    if check:
+        _print_check(load_recipe(recipe, folder=folder, overrides=set, missing_allowed=True))
+        return
     loaded = load_recipe(recipe, folder=folder, overrides=set)
     done = run_recipe(loaded, jobs)
     if world.rank():
@@ -122,6 +129,18 @@ def run(
     if not any(made for _, _, made in done):
         console.print(f"{recipe}: every step is done already, nothing to do", highlight=False)
     _print_scores(loaded.folder, [finished for _, finished, _ in done])
+
+
+def _print_check(recipe: Recipe) -> None:
+    """What a recipe would take, and what is missing."""
+    from slam.check import check_recipe, lines, refuse, table
+
+    checked = check_recipe(recipe)
+    page = Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False, markup=False)
+    page.print(table(checked))
+    for line in lines(checked):
+        page.print(line, soft_wrap=True)
+    refuse(checked, recipe.path)
 
 
 def _print_scores(folder: Path, runs: Sequence[Run]) -> None:

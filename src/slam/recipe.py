@@ -34,7 +34,7 @@ from slam import (
     synthesize,
 )
 from slam.errors import ConfigError, InputError
-from slam.run import Run
+from slam.run import Run, named_sources
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RECIPE_KEYS = ("folder", "jobs", "machine", "data", "steps")
@@ -79,6 +79,16 @@ class Step:
     config: Any
     out: Path
     missing: Mapping[str, str] = field(default_factory=dict)  # inputs that are nowhere → what they may mean
+
+    @property
+    def sources(self) -> list[Path]:
+        """The folders and files that it reads."""
+        return [
+            path
+            for item in fields(self.config)
+            if item.metadata.get("source")
+            for _, path in named_sources(item.name, getattr(self.config, item.name))
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +217,7 @@ def _config(
         raise ConfigError(str(error).replace(" - at `$.", " in `")) from None
 
 
-def _resolve(
-    value: Any, steps: Mapping[str, Step], names: Sequence[str], missing: dict[str, str]
-) -> Any:
+def _resolve(value: Any, steps: Mapping[str, Step], names: Sequence[str], missing: dict[str, str]) -> Any:
     """Replace the names of earlier steps by their folders, "*" by all of them; leave paths."""
     if value == "*":
         return {name: str(step.out) for name, step in steps.items()}

@@ -15,15 +15,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import fields
-from pathlib import Path
 from typing import Self
 
 from slam import progress, report, world
 from slam.errors import SlamError
 from slam.progress import console
 from slam.recipe import STAGES, Recipe, Step
-from slam.run import Run, identity, named_sources, read_run, state_of
+from slam.run import Run, identity, read_run, state_of
 
 _POLL_SECONDS = 0.5
 Made = tuple[Step, Run, bool]
@@ -78,17 +76,7 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> list[Made]:
 def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
     """Steps that wait for no other: none of their inputs is still to be made."""
     unmade = {step.out for step in (*waiting, *running)}
-    return [step for step in waiting if not unmade & set(_inputs(step))]
-
-
-def _inputs(step: Step) -> list[Path]:
-    """The folders that a step reads."""
-    return [
-        path
-        for item in fields(step.config)
-        if item.metadata.get("source")
-        for _, path in named_sources(item.name, getattr(step.config, item.name))
-    ]
+    return [step for step in waiting if not unmade & set(step.sources)]
 
 
 def _prepare(step: Step, recipe: Recipe) -> bool:
