@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from slam import __version__, score_tables, world
 from slam.errors import ConfigError, InputError, SlamError
 from slam.progress import console
-from slam.recipe import STAGES, load_recipe
+from slam.recipe import STAGES, Recipe, load_recipe
 from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
 from slam.study import load_study
@@ -51,6 +51,7 @@ _HELP = {
 _ALIASES = {"import-model": "import"}
 _OF_MODELS = ("evaluate", "generate")  # commands that also take models as plain arguments
 _PATIENCE_SECONDS = 5.0
+_PAGE_WIDTH = 150  # characters, of tables that go to a file
 
 app = App(
     name="slam",
@@ -106,6 +107,7 @@ def run(
     folder: Path | None = None,
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     set: Annotated[Sequence[str], Parameter(negative="")] = (),  # noqa: A002 - the flag's name
+    check: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Make every step of a recipe that is not done yet.
 
@@ -119,7 +121,12 @@ def run(
         How many steps may be made at the same time, instead of the recipe's own number.
     set
         A setting to use instead of the recipe's: STEP.KEY=VALUE.
+    check
+        Make nothing: print what each step will make and take, and what is missing, which is exit status 2.
     """
+    if check:
+        _print_check(load_recipe(recipe, folder=folder, overrides=set, missing_allowed=True))
+        return
     loaded = load_recipe(recipe, folder=folder, overrides=set)
     done = run_recipe(loaded, jobs)
     if world.rank():
@@ -204,6 +211,18 @@ def _amount(tokens: float | None) -> str:
 
 def _time(seconds: float | None) -> str:
     return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _print_check(recipe: Recipe) -> None:
+    """What a recipe would take, and what is missing."""
+    from slam.check import check_recipe, lines, refuse, table
+
+    checked = check_recipe(recipe)
+    page = Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False, markup=False)
+    page.print(table(checked))
+    for line in lines(checked):
+        page.print(line, soft_wrap=True)
+    refuse(checked, recipe.path)
 
 
 def _print_scores(folder: Path, runs: Sequence[Run]) -> None:

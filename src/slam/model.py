@@ -176,7 +176,7 @@ def new_lm(
         ConfigError: the base's context is shorter than `context`, or a setting did not take.
     """
     torch.manual_seed(seed)
-    config = _config(base) if base is not None else _small_qwen2(architecture, context)
+    config = _config(base) if base is not None else small_qwen2(architecture, context)
     for name in list(config.to_dict()):
         if "drop" in name and isinstance(getattr(config, name, None), float):  # GPT-2 says attn_pdrop
             setattr(config, name, 0.0)
@@ -207,7 +207,8 @@ def new_lm(
     return _on_best_device(lm)
 
 
-def _small_qwen2(architecture: Architecture, context: int) -> Any:
+def small_qwen2(architecture: Architecture, context: int) -> Any:
+    """The config of a model that starts from nothing."""
     return transformers.Qwen2Config(
         hidden_size=architecture.hidden_size,
         intermediate_size=architecture.intermediate_size,

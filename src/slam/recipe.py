@@ -9,7 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -38,7 +38,7 @@ from slam.errors import ConfigError, InputError
 from slam.run import Run, digest, named_sources
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_RECIPE_KEYS = ("folder", "jobs", "steps")
+_RECIPE_KEYS = ("folder", "jobs", "machine", "data", "steps")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,36 @@ class Step:
     stage: str
     config: Any
     out: Path
+    missing: Mapping[str, str] = field(default_factory=dict)  # inputs that are nowhere → what they may mean
+
+    @property
+    def sources(self) -> list[Path]:
+        """The folders and files that it reads."""
+        return [
+            path
+            for item in fields(self.config)
+            if item.metadata.get("source")
+            for _, path in named_sources(item.name, getattr(self.config, item.name))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """Something that a recipe reads and does not make: what is known of it before it is there."""
+
+    about: str = ""
+    get: str = ""  # where it is to be had
+    hours: float | None = None  # of speech
+    tokens: float | None = None  # that it becomes
+    pairs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a recipe is written for."""
+
+    gpu: str  # a name that `slam.cards` knows
+    gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,8 @@ class Recipe:
     folder: Path
     jobs: int  # steps that may be made at the same time
     steps: tuple[Step, ...]
+    data: Mapping[str, Brought] = field(default_factory=dict)  # by the path that steps name
+    machine: Machine | None = None
 
 
 def load_recipe(
@@ -98,15 +130,18 @@ def load_recipe(
     folder: Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     by_content: bool = False,
+    missing_allowed: bool = False,
 ) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: the TOML file: `folder`, `jobs`, and a table `[steps.NAME]` for each step in order.
+        path: the TOML file: `folder`, `jobs`, and a table `[steps.NAME]` for each step in order; `machine`
+            and a table `[data."PATH"]` for what is to be brought say what to expect, and change nothing.
         folder: where the steps' folders go, instead of the recipe's own `folder`.
         overrides: settings as `STEP.KEY=VALUE`, the value in TOML; or a table `STEP.KEY` → value.
         by_content: name a step's folder by its settings and inputs too, so that variants of a recipe in one
             `folder` share the steps in which they agree.
+        missing_allowed: let each step say which of its inputs are nowhere, rather than refuse the first.
 
     Raises:
         InputError: the file is missing or is not TOML.
@@ -125,11 +160,27 @@ def load_recipe(
             step = _step(name, tables, steps, root)
         except ConfigError as error:
             raise ConfigError(f"{path}: step {name!r}: {error}") from None
+        for meaning in () if missing_allowed else step.missing.values():
+            raise ConfigError(f"{path}: step {name!r}: {meaning}")
         steps[name] = replace(step, out=_content_folder(step, root)) if by_content else step
     jobs = content.get("jobs", 1)
     if type(jobs) is not int or jobs < 1:
         raise ConfigError(f"{path}: jobs = {jobs!r}: must be a whole number, at least 1")
-    return Recipe(path, root, jobs, tuple(steps.values()))
+    data = _table(content.get("data", {}), dict[str, Brought], f"{path}: data", Brought)
+    machine = _table(content.get("machine"), Machine | None, f"{path}: machine", Machine)
+    return Recipe(path, root, jobs, tuple(steps.values()), data, machine)
+
+
+def _table(value: Any, kind: Any, where: str, of: type[Any]) -> Any:
+    """A table beside the steps → what it says."""
+    known = [item.name for item in fields(of)]
+    tables = value.values() if of is Brought and isinstance(value, dict) else [value]
+    for table in tables:
+        check_keys(table if isinstance(table, dict) else {}, known, where)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {str(error).replace(' - at `$.', ' in `')}") from None
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -174,16 +225,6 @@ def check_setting(tables: Mapping[str, Any], key: str) -> None:
         check_keys({keys[0]: None}, [item.name for item in fields(STAGES[stage].config)], repr(key))
 
 
-def inputs_of(step: Step) -> list[Path]:
-    """The paths that a step reads, those of other steps too."""
-    return [
-        path
-        for item in fields(step.config)
-        if item.metadata.get("source")
-        for _, path in named_sources(item.name, getattr(step.config, item.name))
-    ]
-
-
 def _content_folder(step: Step, root: Path) -> Path:
     """NAME-DIGEST: of the stage, its settings and its inputs, which other steps' folders name in turn."""
     told = {
@@ -208,20 +249,25 @@ def _step(name: str, tables: Mapping[str, Any], steps: Mapping[str, Step], root:
         raise ConfigError(f'name its stage: stage = "…", one of {", ".join(STAGES)}')
     if table["stage"] not in STAGES:
         raise ConfigError(f"no stage is called {table['stage']!r}; {hint(table['stage'], STAGES)}")
-    config = _config(STAGES[table["stage"]].config, table, steps, list(tables))
-    return Step(name, table["stage"], config, root / name)
+    missing: dict[str, str] = {}
+    config = _config(STAGES[table["stage"]].config, table, steps, list(tables), missing)
+    return Step(name, table["stage"], config, root / name, missing)
 
 
 def _config(
-    kind: type[Any], table: Mapping[str, Any], steps: Mapping[str, Step], names: Sequence[str]
+    kind: type[Any],
+    table: Mapping[str, Any],
+    steps: Mapping[str, Step],
+    names: Sequence[str],
+    missing: dict[str, str],
 ) -> Any:
-    """A step's table → its stage's settings."""
+    """A step's table → its stage's settings; `missing` is told of inputs that are nowhere."""
     settings = {key: value for key, value in table.items() if key != "stage"}
     known = {item.name: item for item in fields(kind)}
     check_keys(settings, known, "")
     for key, value in settings.items():
         if known[key].metadata.get("source"):
-            settings[key] = _resolve(value, steps, names)
+            settings[key] = _resolve(value, steps, names, missing)
     hints = get_type_hints(kind)
     for key, value in settings.items():
         if is_dataclass(hints[key]) and isinstance(value, dict):
@@ -232,20 +278,20 @@ def _config(
         raise ConfigError(str(error).replace(" - at `$.", " in `")) from None
 
 
-def _resolve(value: Any, steps: Mapping[str, Step], names: Sequence[str]) -> Any:
+def _resolve(value: Any, steps: Mapping[str, Step], names: Sequence[str], missing: dict[str, str]) -> Any:
     """Replace the names of earlier steps by their folders, "*" by all of them; leave paths."""
     if value == "*":
         return {name: str(step.out) for name, step in steps.items()}
     if isinstance(value, dict):
-        return {key: _resolve(item, steps, names) for key, item in value.items()}
+        return {key: _resolve(item, steps, names, missing) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, steps, names) for item in value]
+        return [_resolve(item, steps, names, missing) for item in value]
     if value in steps:
         return str(steps[value].out)
     if value in names:
         raise ConfigError(f"refers to {value!r}, which comes later; move it before this step")
     if isinstance(value, str) and not Path(value).exists():
-        raise ConfigError(f"no step and no path is called {value!r}; {hint(value, steps)}")
+        missing[value] = f"no step and no path is called {value!r}; {hint(value, steps)}"
     return value
 
 
