@@ -79,6 +79,16 @@ class Step:
     config: Any
     out: Path
 
+    @property
+    def sources(self) -> list[Path]:
+        """The folders and files that it reads."""
+        return [
+            path
+            for item in fields(self.config)
+            if item.metadata.get("source")
+            for _, path in named_sources(item.name, getattr(self.config, item.name))
+        ]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -170,16 +180,6 @@ def check_setting(tables: Mapping[str, Any], key: str) -> None:
     stage = tables[step].get("stage") if isinstance(tables[step], dict) else ""
     if isinstance(stage, str) and stage in STAGES and keys[0] != "stage":
         check_keys({keys[0]: None}, [item.name for item in fields(STAGES[stage].config)], repr(key))
-
-
-def inputs_of(step: Step) -> list[Path]:
-    """The paths that a step reads, those of other steps too."""
-    return [
-        path
-        for item in fields(step.config)
-        if item.metadata.get("source")
-        for _, path in named_sources(item.name, getattr(step.config, item.name))
-    ]
 
 
 def _content_folder(step: Step, root: Path) -> Path:

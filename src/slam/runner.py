@@ -22,7 +22,7 @@ from typing import Any, Self
 from slam import progress, report, world
 from slam.errors import SlamError, reason_of
 from slam.progress import console
-from slam.recipe import STAGES, Recipe, Step, inputs_of
+from slam.recipe import STAGES, Recipe, Step
 from slam.run import Run, atomic_write, identity, read_run, state_of
 
 _POLL_SECONDS = 0.5
@@ -134,7 +134,7 @@ def _noting(step: Step, failures: dict[Path, str] | None) -> Iterator[None]:
 def _skip(waiting: dict[Path, Step], failures: dict[Path, str]) -> None:
     """Leave out the steps that wait for one that failed."""
     for out, step in list(waiting.items()):  # in the order in which one waits for another
-        if failed := next((path for path in inputs_of(step) if path in failures), None):
+        if failed := next((path for path in step.sources if path in failures), None):
             failures[out] = f"left out: {failed.name} failed"
             del waiting[out]
 
@@ -177,7 +177,7 @@ class _Claims:
 def _ready(waiting: Sequence[Step], running: Sequence[Step]) -> list[Step]:
     """Steps that wait for no other: none of their inputs is still to be made."""
     unmade = {step.out for step in (*waiting, *running)}
-    return [step for step in waiting if not unmade & set(inputs_of(step))]
+    return [step for step in waiting if not unmade & set(step.sources)]
 
 
 def _prepare(step: Step, place: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from slam.errors import ConfigError
-from slam.recipe import Step, check_keys, check_setting, hint, inputs_of, load_recipe, read_toml, step_tables
+from slam.recipe import Step, check_keys, check_setting, hint, load_recipe, read_toml, step_tables
 
 MANY_ARMS = 1000
 STEPS_FOLDER = "steps"
@@ -291,5 +291,5 @@ def _needed(steps: tuple[Step, ...], names: set[str]) -> tuple[Step, ...]:
     wanted: set[Path] = set()
     for step in reversed(steps):  # inputs stand before what reads them
         if step.name in names or step.out in wanted:
-            wanted |= {step.out, *inputs_of(step)}
+            wanted |= {step.out, *step.sources}
     return tuple(step for step in steps if step.out in wanted)
