@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from scipy import stats
 
 from slam import study as study_module
@@ -194,6 +195,32 @@ def test_what_waits_for_a_failed_step_is_left_out_and_counted(tmp_path):
     assert (states["fine"].state, states["none"].state) == ("done", "failed")
     assert states["none"].line.startswith("text: ")
     assert sum(line.startswith("left out: ") for line in failures.values()) == 3  # tokens and an lm a seed
+
+
+def test_an_arm_whose_process_dies_is_a_failed_arm(tmp_path, monkeypatch):
+    (tmp_path / "dying_part.py").write_text("import os\nos._exit(9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sound").mkdir()
+    soundfile.write(tmp_path / "sound" / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    recipe = (
+        f'[steps.units]\nstage = "encode"\naudio = "{tmp_path / "sound"}"\nnum_units = 4\nnum_workers = 1\n'
+    )
+    (tmp_path / "units.toml").write_text(recipe)
+    text = """
+recipe = "units.toml"
+seeds = [0]
+[factors.tokenizer]
+dying = { "units.tokenizer" = "dying_part:Tokenizer" }
+fine = {}
+[metrics.units]
+step = "units"
+result = "num_units"
+"""
+    study = study_of(tmp_path, text)
+    assert len(run_study(study, jobs=1)) == 1
+    dying, fine = outcomes(study)
+    assert (dying.state, fine.state) == ("failed", "done")
+    assert "its process was killed" in dying.line
 
 
 def test_an_arm_is_the_recipe_with_its_settings(finished, tmp_path):
