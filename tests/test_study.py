@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from scipy import stats
 
 from slam import study as study_module
@@ -70,6 +71,24 @@ result = "final_validation_loss"
 BROKEN = """
 broken = { "lm.context" = 2, "lm.batch_tokens" = 65 }
 """
+TEXT_ALONE = """
+recipe = "recipe.toml"
+seeds = [0, 1, 2]
+seed_keys = ["text.seed"]
+
+[factors.stories]
+few = {}
+more = { "text.texts" = { stories = 9 } }
+many = { "text.texts" = { stories = 10 } }
+
+[factors.share]
+third = {}
+half = { "tokens.validation_share" = 0.5 }
+
+[metrics.tokens]
+step = "tokens"
+result = "splits.train.tokens"
+"""  # no model is trained, so that no process has to import torch
 WORDS = "optimizer muon, width wide, seed 1"
 
 
@@ -183,17 +202,42 @@ def test_a_failed_arm_leaves_the_others_and_is_shown(finished):
 
 
 def test_what_waits_for_a_failed_step_is_left_out_and_counted(tmp_path):
-    text = HEAD + '[factors.text]\nfine = {}\nnone = { "text.text" = "recipe.toml", "text.texts" = {} }\n'
-    text = text.replace(
-        '"recipe.toml", "text.texts" = {}', f'"{tmp_path / "empty.txt"}", "text.texts" = {{}}'
-    )
     (tmp_path / "empty.txt").write_text("")
-    study = study_of(tmp_path, text + METRICS)
-    failures = run_study(study, jobs=1)
-    states = {one.arm.levels["text"]: one for one in outcomes(study)}
-    assert (states["fine"].state, states["none"].state) == ("done", "failed")
-    assert states["none"].line.startswith("text: ")
-    assert sum(line.startswith("left out: ") for line in failures.values()) == 3  # tokens and an lm a seed
+    none = f'none = {{ "text.text" = "{tmp_path / "empty.txt"}", "text.texts" = {{}} }}'
+    study = study_of(tmp_path, TEXT_ALONE.replace('many = { "text.texts" = { stories = 10 } }', none))
+    failures = run_study(study, jobs=2)
+    found = outcomes(study)
+    assert {(one.arm.levels["stories"], one.state) for one in found} == {
+        ("few", "done"), ("more", "done"), ("none", "failed")
+    }  # fmt: skip
+    assert all(one.line.startswith("text: ") for one in found if one.state == "failed")
+    assert sum(line.startswith("left out: ") for line in failures.values()) == 6  # two packs of three texts
+
+
+def test_an_arm_whose_process_dies_is_a_failed_arm(tmp_path, monkeypatch):
+    (tmp_path / "dying_part.py").write_text("import os\nos._exit(9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sound").mkdir()
+    soundfile.write(tmp_path / "sound" / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    recipe = (
+        f'[steps.units]\nstage = "encode"\naudio = "{tmp_path / "sound"}"\nnum_units = 4\nnum_workers = 1\n'
+    )
+    (tmp_path / "units.toml").write_text(recipe)
+    text = """
+recipe = "units.toml"
+seeds = [0]
+[factors.tokenizer]
+dying = { "units.tokenizer" = "dying_part:Tokenizer" }
+fine = {}
+[metrics.units]
+step = "units"
+result = "num_units"
+"""
+    study = study_of(tmp_path, text)
+    assert len(run_study(study, jobs=1)) == 1
+    dying, fine = outcomes(study)
+    assert (dying.state, fine.state) == ("failed", "done")
+    assert "its process was killed" in dying.line
 
 
 def test_an_arm_is_the_recipe_with_its_settings(finished, tmp_path):
@@ -241,7 +285,7 @@ def test_a_budget_in_time_is_the_expected_time(tmp_path):
 
 
 def test_parts_of_a_study_share_its_folder_and_make_each_step_once(tmp_path):
-    study = study_of(tmp_path)
+    study = study_of(tmp_path, TEXT_ALONE)
     command = [*SLAM, "study", str(study.path), "--folder", str(study.folder)]
     parts = [
         subprocess.Popen(
@@ -251,27 +295,29 @@ def test_parts_of_a_study_share_its_folder_and_make_each_step_once(tmp_path):
     ]
     said = "".join(part.communicate(timeout=240)[1] for part in parts)
     assert [part.returncode for part in parts] == [0, 0], said
-    made = re.findall(r"\] (\S+): (?:synthesize|pack|pretrain) in", said)
+    made = re.findall(r"\] (\S+): (?:synthesize|pack) in", said)
     assert sorted(made) == sorted({step.out.name for arm in study.arms for step in arm.steps})
     assert all(one.state == "done" for one in write_page(study))
 
 
 def test_a_killed_study_goes_on(tmp_path):
-    study = study_of(tmp_path)
+    study = study_of(tmp_path, TEXT_ALONE)
     command = [*SLAM, "study", str(study.path), "--folder", str(study.folder)]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while not list((study.folder / "steps").glob("lm-*/run.json")):
+        while not list((study.folder / "steps").glob("tokens-*/run.json")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.kill()
-    before = {path: path.read_bytes() for path in study.folder.rglob("run.json")}
     time.sleep(1.5)  # its worker looks for its parent twice a second
+    before = {path: path.read_bytes() for path in study.folder.rglob("run.json")}
+    assert len(before) < 27
     done = slam("study", study.path, "--folder", study.folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"study: {study.folder / 'study.md'}"
-    assert before.items() <= {path: path.read_bytes() for path in study.folder.rglob("run.json")}.items()
-    assert len(list((study.folder / "steps").glob("lm-*/run.json"))) == 8
+    after = {path: path.read_bytes() for path in study.folder.rglob("run.json")}
+    assert len(after) == 27
+    assert before.items() <= after.items()
 
 
 def test_the_command_says_what_it_would_do_and_what_is_wrong(tmp_path):

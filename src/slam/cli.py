@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
-from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,7 @@ from slam.recipe import STAGES, Recipe, load_recipe
 from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
 from slam.study import load_study
-from slam.study_runner import Planned, plan, run_study
+from slam.study_runner import plan, plan_table, run_study
 
 _HELP = {
     "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
@@ -169,7 +168,7 @@ def study(
         raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
     loaded = load_study(study, folder=folder, many=yes)
     if dry_run:
-        Console().print(_plan_table(plan(loaded, shard)))
+        Console().print(plan_table(plan(loaded, shard)))
         return
     failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
     found = write_page(loaded)
@@ -182,35 +181,6 @@ def study(
         )
     if waiting := sum(one.state == "not made" for one in found):
         raise Unfinished(f"{waiting} of {len(found)} arms are other parts' to make")
-
-
-def _plan_table(rows: Sequence[Planned]) -> Table:
-    """What each arm adds to those before it, and the sum."""
-    table = Table(title="what each arm adds to those before it", title_justify="left")
-    for heading in ("arm", "steps to make", "tokens", "time"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for row in rows:
-        table.add_row(row.arm.name, str(row.num_steps), _amount(row.tokens), _time(row.seconds))
-    known = [row.seconds for row in rows if row.seconds is not None]
-    unknown = len(rows) - len(known)
-    more = f" and {unknown} arms of unknown time" if unknown else ""
-    tokens = sum(row.tokens or 0 for row in rows)
-    table.add_section()
-    table.add_row(
-        f"{len(rows)} arms",
-        str(sum(row.num_steps for row in rows)),
-        _amount(tokens),
-        _time(sum(known)) + more,
-    )
-    return table
-
-
-def _amount(tokens: float | None) -> str:
-    return "?" if tokens is None else f"{tokens:,.0f}"
-
-
-def _time(seconds: float | None) -> str:
-    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _print_check(recipe: Recipe) -> None:

@@ -17,6 +17,8 @@ from slam.study_results import Difference, Outcome, Summary, differences, outcom
 
 PAGE_FILE = "study.md"
 RESULTS_FILE = "study.json"
+_NO_FLOOR = 1e-3  # nats a token
+_STYLES = ("-", "--", ":")  # of lines, when there are more than colours
 _DIFFERENCES = (
     "A level minus the one it is compared with: the same seed, the same levels of the other factors. "
     "Intervals are 95 %, Student's over seeds; n counts seeds."
@@ -136,7 +138,7 @@ def _drawings(study: Study, found: Sequence[Outcome]) -> list[str]:
         for one in rows:
             groups.setdefault(_other_levels(one.arm.levels, across), []).append(one)
         for number, (label, members) in enumerate(groups.items()):
-            colour = COLOURS[number % len(COLOURS)]
+            colour, style = COLOURS[number % len(COLOURS)], _STYLES[number // len(COLOURS) % len(_STYLES)]
             scale = 100 if metric.percent else 1
             points: dict[int, list[float]] = {}
             for one in members:
@@ -144,11 +146,11 @@ def _drawings(study: Study, found: Sequence[Outcome]) -> list[str]:
             for place, values in points.items():
                 axes.scatter([place] * len(values), values, s=12, color=colour, alpha=0.5)
             means = [(place, sum(values) / len(values)) for place, values in sorted(points.items())]
-            axes.plot(*zip(*means, strict=True), color=colour, marker="_", label=label or None)
+            axes.plot(*zip(*means, strict=True), color=colour, linestyle=style, label=label or None)
         axes.set_xticks(list(places.values()), list(places))
         axes.set(xlabel=across, ylabel=f"{name} in %" if metric.percent else name)
         if len(groups) > 1:
-            axes.legend(frameon=False, fontsize=7)
+            axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         lines += _kept(study.folder, name, drawing)
     return lines
 
@@ -211,6 +213,8 @@ def _law_lines(study: Study, law: LawFound | None, why: str) -> list[str]:
     ]
     for name, one in rows["coefficients"].items():
         lines.append(_line([name, f"{one['value']:.4g}", f"{one['low']:.4g} to {one['high']:.4g}"]))
+    if law.fit.law.E < _NO_FLOOR:
+        lines += ["", "E is at its bound, 0: these losses are still too far from their floor to tell it."]
     if law.multipliers:
         lines += [
             "",

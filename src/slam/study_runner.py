@@ -7,8 +7,11 @@ has its share of the arms, and a step that two arms need is made by one of them.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from slam.budget import Budget, TrainingConfig
 from slam.errors import InputError
@@ -84,6 +87,38 @@ def plan(study: Study, shard: str | None = None) -> list[Planned]:
             )
         )
     return rows
+
+
+def plan_table(rows: Sequence[Planned]) -> Table:
+    """What each arm adds to those before it, and the sum."""
+    table = Table(title="what each arm adds to those before it", title_justify="left")
+    for heading in ("arm", "steps to make", "tokens", "time"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for row in rows:
+        table.add_row(row.arm.name, str(row.num_steps), _amount([row.tokens]), _time([row.seconds]))
+    table.add_section()
+    table.add_row(
+        f"{len(rows)} arms",
+        str(sum(row.num_steps for row in rows)),
+        _amount([row.tokens for row in rows]),
+        _time([row.seconds for row in rows]),
+    )
+    return table
+
+
+def _amount(tokens: Sequence[float | None]) -> str:
+    return _with_unknown(f"{sum(filter(None, tokens)):,.0f}", tokens)
+
+
+def _time(seconds: Sequence[float | None]) -> str:
+    return _with_unknown(str(timedelta(seconds=round(sum(filter(None, seconds))))), seconds)
+
+
+def _with_unknown(known: str, values: Sequence[float | None]) -> str:
+    unknown = values.count(None)
+    if not unknown:
+        return known
+    return "?" if unknown == len(values) else f"{known}, {unknown} unknown"
 
 
 def is_done(step: Step) -> bool:
