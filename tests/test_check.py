@@ -122,7 +122,9 @@ def test_a_row_that_does_not_fit_the_card_is_missing_memory(small: Path) -> None
 
 def test_a_base_that_is_nowhere_and_a_context_too_long_for_it_are_named(small: Path) -> None:
     lost = checked(small, 'units.audio="."', 'lm.hub_base="nobody/nothing"').missing
-    assert "nobody/nothing: no folder of a causal LM, and no base whose sizes are known" in lost[0]
+    assert (
+        "nobody/nothing: no folder of a causal LM, not in the hub's cache, and no base whose sizes" in lost[0]
+    )
     long = checked(small, 'units.audio="."', 'lm.hub_base="facebook/opt-125m"', "lm.context=4096").missing
     assert long == ("step 'lm': context = 4096: the base allows 2048 tokens",)
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slam.architecture import Architecture
-from slam.errors import InputError, reason_of
+from slam.errors import InputError
 from slam.model import small_qwen2
 
 _FILE = Path(__file__).with_name("known_bases.toml")
@@ -38,11 +38,11 @@ def base_config(base: str | Architecture) -> Any:
         sizes = dict(known_bases()[base]["config"])
         return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError):
         raise InputError(
-            f"{base}: no folder of a causal LM, and no base whose sizes are known ({reason_of(error)}); "
-            f"known: {', '.join(known_bases())}"
+            f"{base}: no folder of a causal LM, not in the hub's cache, and no base whose sizes are known: "
+            f"{', '.join(known_bases())}"
         ) from None
 
 

@@ -20,12 +20,14 @@ from safetensors import SafetensorError
 
 from slam import __version__, score_tables, world
 from slam.errors import ConfigError, InputError, SlamError
+from slam.plan import PlanSettings
 from slam.progress import console
 from slam.recipe import STAGES, Recipe, load_recipe
-from slam.run import Run, Unfinished, read_json
+from slam.run import Run, Unfinished, atomic_write, read_json
 from slam.runner import run_recipe
 from slam.study import load_study
-from slam.study_runner import plan, plan_table, run_study
+from slam.study_runner import plan as plan_arms
+from slam.study_runner import plan_table, run_study
 
 _HELP = {
     "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
@@ -168,7 +170,7 @@ def study(
         raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
     loaded = load_study(study, folder=folder, many=yes)
     if dry_run:
-        Console().print(plan_table(plan(loaded, shard)))
+        _page().print(plan_table(plan_arms(loaded, shard)))
         return
     failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
     found = write_page(loaded)
@@ -183,12 +185,47 @@ def study(
         raise Unfinished(f"{waiting} of {len(found)} arms are other parts' to make")
 
 
+@app.command
+def plan(
+    settings: Annotated[PlanSettings, Parameter(name="*", consume_multiple=True)],
+    *,
+    write: Path | None = None,
+) -> None:
+    """A budget, this machine and data → which base to train, its speed and memory, the loss to expect.
+
+    Parameters
+    ----------
+    write
+        A file for a recipe that trains what is recommended.
+    """
+    from slam.plan import make_plan
+    from slam.plan_page import lines, recipe_text, table
+
+    if write is not None and write.exists():
+        raise ConfigError(f"{write}: is there already; choose another name")
+    if write is not None and not settings.data:
+        raise ConfigError("--write needs --data: units or token shards that the recipe trains on")
+    found = make_plan(settings)
+    page = _page()
+    page.print(table(found))
+    for line in lines(found):
+        page.print(line, soft_wrap=True)
+    if write is not None:
+        atomic_write(write, recipe_text(found, write.stem))
+        print(write)  # noqa: T201 - what a script wants to read
+
+
+def _page() -> Console:
+    """Standard output, for tables; as wide as they are where it goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False, markup=False)
+
+
 def _print_check(recipe: Recipe) -> None:
     """What a recipe would take, and what is missing."""
     from slam.check import check_recipe, lines, refuse, table
 
     checked = check_recipe(recipe)
-    page = Console(width=None if sys.stdout.isatty() else _PAGE_WIDTH, highlight=False, markup=False)
+    page = _page()
     page.print(table(checked))
     for line in lines(checked):
         page.print(line, soft_wrap=True)

@@ -45,6 +45,8 @@ def train(lm: PreTrainedModel, config: TrainingConfig, task: Task[Any], out: Pat
         SystemExit: SIGTERM came; a checkpoint was written first.
     """
     Budget.parse(config.budget).check(step_tokens=task.step_tokens)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with signals() as stop:
         return Training(lm, config, task, out, stop).run()
 
@@ -116,7 +118,7 @@ class Training:
             "overhead_seconds": round(state.overhead_seconds, 2),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9)),
             "num_parameters": self.num_parameters,
-        } | kept
+        } | (kept | _device_memory(self.engine.device))
 
     def _share(self) -> float:
         state = self.state
@@ -286,3 +288,10 @@ class Training:
     def _zero_gradients(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+
+
+def _device_memory(device: torch.device) -> Results:
+    """What the training held of the accelerator's memory at most; nothing on a CPU, where the run says it."""
+    if device.type != "cuda":
+        return {}
+    return {"peak_device_memory_bytes": torch.cuda.max_memory_allocated(device)}
