@@ -46,6 +46,7 @@ _HELP = {
     "generate": "LM and spoken prompts → spoken continuations.",
     "evaluate": "LMs and benchmark pairs → scores with 95 % intervals.",
     "evaluate-generation": "Spoken continuations → GenPPL, auto-BLEU-2, diversity, rate, a judge's rating.",
+    "export": "Speech LM → a checked folder for transformers, vLLM, llama.cpp (GGUF) or ONNX, and its card.",
     "report": "A recipe's folders → results.json and one HTML page.",
 }
 

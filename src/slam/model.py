@@ -95,6 +95,16 @@ class SpeechLM:
         check_spoken((name, fingerprint), (self.tokenizer, self.tokenizer_fingerprint), where)
 
 
+def refuse_text(tokenizer: str, folder: Path) -> None:
+    """Refuse a model of text where a speech LM is wanted.
+
+    Raises:
+        InputError: it is one.
+    """
+    if tokenizer.startswith(TEXT_TOKENIZER):
+        raise InputError(f"{folder}: is a language model of text ({tokenizer}); give a speech LM")
+
+
 @dataclass(frozen=True)
 class About:
     """What `slam.json` says of a speech LM."""

@@ -21,6 +21,7 @@ from slam import (
     encode,
     evaluate,
     evaluate_generation,
+    export,
     fit_recognizer,
     fit_units,
     fit_vocoder,
@@ -68,6 +69,7 @@ STAGES: Mapping[str, Stage] = {
         evaluate_generation.EvaluateGenerationConfig, evaluate_generation.evaluate_generation
     ),
     "generate": Stage(generate.GenerateConfig, generate.generate),
+    "export": Stage(export.ExportConfig, export.export),
     "report": Stage(report.ReportConfig, report.report),
 }
 
