@@ -66,11 +66,12 @@ class _Answers(BaseHTTPRequestHandler):
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             status = 409 if name in self.server.repos else 200
             self.server.repos.setdefault(name, {})
-            self.server.private.setdefault(name, asked.get("private"))
+            self.server.private.setdefault(name, asked.get("private") or asked.get("visibility") == "private")
             self._answer(status, {"url": f"{self.server.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             bad = "license: nonsense" in json.loads(body)["content"]
-            self._answer(200, {"errors": [{"message": "no such license"}] if bad else [], "warnings": []})
+            errors = [{"message": "no such license"}] if bad else []
+            self._answer(400 if bad else 200, {"errors": errors, "warnings": []})
         elif "/preupload/" in path:
             files = [
                 {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
