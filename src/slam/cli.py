@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 
 from slam import __version__, score_tables, world
 from slam.errors import ConfigError, InputError, SlamError
+from slam.model_card import CardFacts
 from slam.plan import PlanSettings
 from slam.progress import console
+from slam.push import push as push_model
 from slam.recipe import STAGES, Recipe, load_recipe
 from slam.run import Run, Unfinished, atomic_write, read_json
 from slam.runner import run_recipe
@@ -231,6 +233,52 @@ def _print_check(recipe: Recipe) -> None:
     for line in lines(checked):
         page.print(line, soft_wrap=True)
     refuse(checked, recipe.path)
+
+
+@app.command
+def push(
+    model: Path,
+    *,
+    repo: str,
+    scores: Path | None = None,
+    private: Annotated[bool, Parameter(negative="")] = False,
+    title: str | None = None,
+    licence: str | None = None,
+    datasets: Annotated[Sequence[str], Parameter(negative="")] = (),
+    base_model: str | None = None,
+) -> None:
+    """Speech LM, or an exported one → a repository on the hub, with its model card.
+
+    The token is that of HF_TOKEN, or of your login (hf auth login); it is not kept.
+
+    Parameters
+    ----------
+    model
+        Folder of a speech LM, or one that slam export wrote, which brings its card.
+    repo
+        The repository, owner/name; it is made if it is not there.
+    scores
+        Folder that slam evaluate wrote on this model; its scores go into the card.
+    private
+        Make the repository for its owner's eyes only, if it is made.
+    title
+        Headline of the card; the repository's name if not given.
+    licence
+        As the hub names it: mit, cc-by-4.0 …; the card says "not stated" if not given.
+    datasets
+        Names on the hub of the data it was trained on.
+    base_model
+        Name on the hub of the text LM it started from, if its runs do not say so.
+    """
+    facts = None
+    if title or licence or datasets or base_model:
+        facts = CardFacts(
+            title=title or repo.rpartition("/")[2],
+            licence=licence,
+            datasets=tuple(datasets),
+            base_model=base_model,
+        )
+    print(push_model(model, repo, scores=scores, private=private, facts=facts))  # noqa: T201
 
 
 def _print_scores(folder: Path, runs: Sequence[Run]) -> None:

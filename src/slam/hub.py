@@ -1,10 +1,10 @@
-"""A name on the hub → a folder of its plain files; a folder → a repository there. What fails is one line.
+"""A name on the hub → a folder of its plain files; files → a repository there. What fails is one line.
 
 The place is `HF_ENDPOINT` or huggingface.co, the token `HF_TOKEN` or the stored login: `huggingface_hub`
 finds both. Nothing of them is kept or shown.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +26,14 @@ def fetched(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
-def sent(folder: Path, name: str, *, private: bool, message: str) -> str:
-    """Make the repository `name` if it is not there and commit every file of `folder` to it.
+def sent(files: Mapping[str, Path | bytes], name: str, *, private: bool, message: str) -> str:
+    """Make the repository `name` if it is not there and commit `files` to it, all or none.
+
+    Args:
+        files: name in the repository → file here, or content.
+        name: owner/name.
+        private: for its owner's eyes only, if it is made now.
+        message: of the commit.
 
     Returns:
         The address of the commit.
@@ -35,14 +41,17 @@ def sent(folder: Path, name: str, *, private: bool, message: str) -> str:
     Raises:
         InputError: the hub refuses, or cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
+    added = [CommitOperationAdd(place, content) for place, content in files.items()]
     api = HfApi()
     with _one_line(name):
         api.create_repo(name, repo_type="model", private=private, exist_ok=True)
-        return str(
-            api.upload_folder(repo_id=name, folder_path=folder, repo_type="model", commit_message=message)
-        )
+        try:
+            return api.create_commit(name, added, repo_type="model", commit_message=message).commit_url
+        except ValueError as error:  # what it finds wrong with a card
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{name}: the hub does not take what is sent ({reason})") from None
 
 
 @contextmanager
@@ -76,7 +85,9 @@ def _one_line(name: str) -> Iterator[None]:
         ) from None
     except RevisionNotFoundError as error:
         raise InputError(f"{name}: the hub has no such revision ({reason_of(error)})") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+    except OfflineModeIsEnabled:
+        raise InputError(f"{name}: the hub cannot be reached, for HF_HUB_OFFLINE is set") from None
+    except LocalEntryNotFoundError:
         raise InputError(
             f"{name}: the hub cannot be reached and no copy is kept here; give a folder, or try again"
         ) from None

@@ -76,11 +76,11 @@ def import_model(config: ImportModelConfig, out: Path) -> Results:
         InputError: the model cannot be found or read, or it is not what its config says.
         MismatchError: `tokenizer_from` was changed.
     """
+    origin, folder = config.origin, _folder(config)
+
     from slam.foreign_models import built_foreign, order_of, read_foreign, reorder
     from slam.model import SpeechLM
 
-    origin = config.origin
-    folder = _folder(config)
     where = config.model or Path(str(config.hub_model))
     foreign = read_foreign(folder)
     weights = read_weights(folder, pickles=config.read_pickles)

@@ -5,6 +5,8 @@ that it does not know. So the file is written with `gguf`, llama.cpp's own libra
 keys, its types. Units are user-defined tokens of an empty byte-pair encoding, the others control tokens.
 """
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,10 @@ def write(speech_lm: SpeechLM, out: Path, dtype: DtypeName) -> dict[str, Any]:
     with torch.no_grad():  # what rounding did is meant; the file must say no other model
         for weight in lm.parameters():
             weight.copy_(weight.to(_torch_type(weight, dtype)))
-    again = AutoModelForCausalLM.from_pretrained(
-        out, gguf_file=MODEL_FILE, dtype=torch.float32, trust_remote_code=False
-    )
+    with redirect_stderr(StringIO()):  # its bar asks nobody
+        again = AutoModelForCausalLM.from_pretrained(
+            out, gguf_file=MODEL_FILE, dtype=torch.float32, trust_remote_code=False
+        )
     ids = probe(speech_lm.vocabulary)
     difference = float((logits(again, ids) - logits(lm, ids)).abs().max())
     if not difference <= _TOLERANCE:
