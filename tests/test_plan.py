@@ -6,15 +6,19 @@ import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import slam.candidates
 from slam.architecture import Architecture
+from slam.bases import with_vocabulary
 from slam.cli import main
 from slam.errors import ConfigError, InputError, MismatchError
+from slam.packing import packed, token_log_likelihoods, use_packed
 from slam.plan import CPU_SIZES, PlanSettings, expected_loss, make_plan, recommend
 from slam.plan_data import Row, read_corpus, read_law
 from slam.plan_page import recipe_text, table
@@ -25,6 +29,7 @@ from slam.run import read_run
 from slam.runner import run_recipe
 from slam.scaling_law import PUBLISHED, ScalingLaw
 from slam.shards import open_shards
+from slam.training_memory import activation_bytes
 from tiny_families import SUPPORTED, save_base
 from toy_training import Clock, write_shards
 
@@ -82,11 +87,42 @@ def test_random_documents_are_as_long_as_the_datas_and_in_its_vocabulary(shards:
     assert len(made.tokens) >= 30 * trial.config.batch_tokens
 
 
-def test_memory_grows_with_the_model(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_the_kernels_word_for_the_process_as_a_runs_is(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("slam.probing.peak_memory", lambda: 123)
     found = probe(trial_of(shards))
     assert isinstance(found, Measured)
-    assert found.memory == 123  # the kernel's word for the process, as a run's
+    assert found.memory == 123
+
+
+@pytest.mark.parametrize("family", ["qwen2-tied", "pythia", "opt", "gpt2"])
+def test_what_is_kept_of_a_token_is_what_a_deep_model_keeps(family: str) -> None:
+    """One block and two tell what six keep; and every model keeps its blocks' inputs and its scores."""
+    config = SUPPORTED[family]()
+    deep = with_vocabulary(config, 22, num_hidden_layers=6)
+    found = activation_bytes(deep, 22, bf16=False)
+    assert found == pytest.approx(kept_in_training(deep), rel=0.02)
+    assert found > 6 * 4 * deep.hidden_size + 4 * 22
+
+
+def kept_in_training(config: Any) -> float:
+    """Bytes a token that autograd keeps of the whole model, weights and what does not grow left out."""
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    lm.train(mode=False)
+    use_packed(lm)
+    totals = []
+    for count in (3, 9):
+        kept: dict[int, torch.Tensor] = {}
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor),
+            lambda tensor: tensor,
+        )
+        with hooks:
+            token_log_likelihoods(lm, packed([np.arange(8)] * count)).sum()
+        totals.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    return (totals[1] - totals[0]) / (6 * 8)
 
 
 def test_a_base_of_any_family_is_tried_by_its_config_alone(shards: Path, tmp_path: Path) -> None:
