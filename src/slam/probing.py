@@ -33,9 +33,9 @@ from slam.training.loop import Training
 from slam.training.signals import Stop
 from slam.units import Vocabulary
 
-_BATCHES = 3  # of documents that are made up; updates go round them
 _LEAST_UPDATES = 2  # timed, beside the first, which is slower
 _MOST_UPDATES = 30
+_BATCHES = _MOST_UPDATES + 2  # of documents that are made up: an epoch's last batch is a smaller one
 
 
 @dataclass(frozen=True)

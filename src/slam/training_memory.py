@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from slam.bases import num_parameters, outline, with_vocabulary
 from slam.packing import packed, token_log_likelihoods, use_packed
 
-_ROWS = (64, 128)  # tokens; two lengths, so that what does not grow with them falls out
+_DOCUMENT = 8  # tokens; where the scores of attention are kept, which grow with it, they hardly count
+_ROWS = (4, 8)  # documents; two, so that what does not grow with them falls out
 _PROCESS_BYTES = 500e6  # Python and its libraries, or CUDA's context
 _COUNTED: dict[tuple[str, bool], float] = {}  # a recipe asks for one model in several steps
 _MEMINFO = Path("/proc/meminfo")
@@ -87,13 +88,14 @@ def _kept(config: Any, vocabulary_size: int, *, blocks: int, bf16: bool) -> floa
 
 def _counted(small: Any, *, bf16: bool) -> float:
     lm = AutoModelForCausalLM.from_config(small, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    lm.train(mode=False)  # training is without dropout
     use_packed(lm)
-    few, many = (_saved(lm, length, bf16=bf16) for length in _ROWS)
-    return (many - few) / (_ROWS[1] - _ROWS[0])
+    few, many = (_saved(lm, count, bf16=bf16) for count in _ROWS)
+    return (many - few) / (_DOCUMENT * (_ROWS[1] - _ROWS[0]))
 
 
-def _saved(lm: PreTrainedModel, length: int, *, bf16: bool) -> int:
-    """Bytes that autograd keeps of a row of one document, weights left out."""
+def _saved(lm: PreTrainedModel, documents: int, *, bf16: bool) -> int:
+    """Bytes that autograd keeps of a row of so many documents, weights left out."""
     weights = {weight.untyped_storage().data_ptr() for weight in lm.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -103,7 +105,7 @@ def _saved(lm: PreTrainedModel, length: int, *, bf16: bool) -> int:
             kept[storage.data_ptr()] = storage  # held, so that no other takes its place
         return tensor
 
-    row = packed([np.arange(length) % lm.config.vocab_size])
+    row = packed([np.arange(_DOCUMENT) % lm.config.vocab_size] * documents)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
