@@ -25,7 +25,7 @@ from slam.recipe import STAGES, load_recipe
 from slam.run import Run, Unfinished, read_json
 from slam.runner import run_recipe
 from slam.study import load_study
-from slam.study_runner import plan, plan_table, run_study
+from slam.study_runner import plan_study, plan_table, run_study
 
 _HELP = {
     "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
@@ -159,7 +159,7 @@ def study(
         raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
     loaded = load_study(study, folder=folder, many=yes)
     if dry_run:
-        Console().print(plan_table(plan(loaded, shard)))
+        Console().print(plan_table(plan_study(loaded, shard)))
         return
     failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
     found = write_page(loaded)
