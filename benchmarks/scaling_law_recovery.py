@@ -16,7 +16,7 @@ from slam.scaling_law import PUBLISHED, Points, ScalingLaw, fit_law
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 NOISE = 0.003  # of log L: a few thousandths of a nat, as between seeds of one training
-SEEDS = 100
+SEEDS = 60
 RESAMPLES = 100
 
 

@@ -20,7 +20,7 @@ from slam.study import load_study
 from slam.study_law import find_law
 from slam.study_page import write_page
 from slam.study_results import Outcome, differences, outcomes, summaries
-from slam.study_runner import plan, run_study
+from slam.study_runner import plan_study, run_study
 from toy_recipe import ENVIRONMENT, SLAM, slam
 
 STUDIES = Path(__file__).parent.parent / "recipes" / "studies"
@@ -258,18 +258,18 @@ def test_a_finished_study_is_not_made_again(finished):
     before = {path: path.stat().st_mtime_ns for path in (study.folder / "steps").rglob("run.json")}
     assert run_study(fine, jobs=1) == {}
     assert before == {path: path.stat().st_mtime_ns for path in (study.folder / "steps").rglob("run.json")}
-    assert [row.num_steps for row in plan(fine)] == [0] * 8
+    assert [row.num_steps for row in plan_study(fine)] == [0] * 8
 
 
 def test_the_plan_counts_shared_steps_once_and_times_what_it_knows(finished, tmp_path):
-    fresh = plan(study_of(tmp_path))
+    fresh = plan_study(study_of(tmp_path))
     assert [row.num_steps for row in fresh] == [3] + [1] * 7
     assert {row.tokens for row in fresh} == {640}
     assert {row.seconds for row in fresh} == {None}
     study, _, _ = finished
     longer = study.path.read_text().replace("seeds = [0, 1]", "seeds = [0, 1, 2]")
     study.path.with_name("longer.toml").write_text(longer)
-    rows = plan(load_study(study.path.with_name("longer.toml"), folder=study.folder))
+    rows = plan_study(load_study(study.path.with_name("longer.toml"), folder=study.folder))
     added = [row for row in rows if row.arm.seed == 2 and row.arm.levels["width"] != "broken"]
     assert {row.num_steps for row in added} == {1}
     lasted = [read_run(arm.step("lm").out).seconds for arm in study.arms if arm.levels["width"] == "wide"]
@@ -279,7 +279,7 @@ def test_the_plan_counts_shared_steps_once_and_times_what_it_knows(finished, tmp
 
 def test_a_budget_in_time_is_the_expected_time(tmp_path):
     text = HEAD + '[settings]\n"lm.budget" = "90s"\n' + FACTORS + METRICS
-    rows = plan(study_of(tmp_path, text))
+    rows = plan_study(study_of(tmp_path, text))
     assert {row.tokens for row in rows} == {None}
     assert [row.seconds for row in rows] == [None] + [90.0] * 7  # the first also makes its data
 

@@ -28,8 +28,7 @@ from slam.recipe import STAGES, Recipe, load_recipe
 from slam.run import Run, Unfinished, atomic_write, read_json
 from slam.runner import run_recipe
 from slam.study import load_study
-from slam.study_runner import plan as plan_arms
-from slam.study_runner import plan_table, run_study
+from slam.study_runner import plan_study, plan_table, run_study
 
 _HELP = {
     "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
@@ -173,7 +172,7 @@ def study(
         raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
     loaded = load_study(study, folder=folder, many=yes)
     if dry_run:
-        _page().print(plan_table(plan_arms(loaded, shard)))
+        _page().print(plan_table(plan_study(loaded, shard)))
         return
     failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
     found = write_page(loaded)

@@ -67,7 +67,7 @@ def steps_of(arms: Sequence[Arm]) -> list[Step]:
     return list({step.out: step for arm in arms for step in arm.steps}.values())
 
 
-def plan(study: Study, shard: str | None = None) -> list[Planned]:
+def plan_study(study: Study, shard: str | None = None) -> list[Planned]:
     """What each arm takes beyond what is done and what the arms before it make."""
     known = list(_finished(study.arms))
     counted: set[Path] = set()
