@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 
 from slam import __version__, score_tables, world
 from slam.errors import ConfigError, SlamError
+from slam.listen import ListenConfig
+from slam.listen import listen as open_page
 from slam.progress import console
 from slam.recipe import STAGES, load_recipe
 from slam.run import Run, Unfinished, read_json
@@ -122,6 +124,18 @@ def run(
     if not any(made for _, _, made in done):
         console.print(f"{recipe}: every step is done already, nothing to do", highlight=False)
     _print_scores(loaded.folder, [finished for _, finished, _ in done])
+
+
+@app.command
+def listen(model: Path, *, config: Annotated[ListenConfig, Parameter(name="*")]) -> None:
+    """LM → a page on this machine to hear it by: record or upload speech, hear what follows.
+
+    Parameters
+    ----------
+    model
+        Folder of a speech LM.
+    """
+    open_page(model, config)
 
 
 def _print_scores(folder: Path, runs: Sequence[Run]) -> None:
