@@ -306,8 +306,9 @@ def test_the_command_line_knows_the_page_without_its_library():
 @contextmanager
 def served(*words):
     """The address of a page of its own process, which is told to stop at the end."""
-    # Gradio leaves an event loop behind
-    warned = ["-W", "error", "-W", "ignore:unclosed event loop:ResourceWarning"]
+    # Gradio leaves an event loop behind, and sets an option of pandas that is about to go
+    known = ("unclosed event loop:ResourceWarning", "'future.no_silent_downcasting':DeprecationWarning")
+    warned = ["-W", "error", *(word for one in known for word in ("-W", f"ignore:{one}"))]
     with subprocess.Popen(
         [sys.executable, *warned, "-c", LOCAL_SLAM, "listen", *map(str, words), "--port", "0"],
         stdout=subprocess.PIPE,
