@@ -267,7 +267,7 @@ class _Batch:
                 use_cache=False,
                 logits_to_keep=ends,
                 document_lengths=batch.lengths,
-                longest_document=self._capacity,
+                longest_document=max(self._prompt_lengths) + self._steps,
                 kv_cache=self._cache,
             )
             scores.append(output.logits[0])
