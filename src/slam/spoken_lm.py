@@ -217,8 +217,6 @@ class SpokenLM:
 
     def _prompt(self, audio: Sound, last_seconds: float | None, max_new_units: int) -> Units:
         """The units of a prompt that leaves room for more."""
-        if max_new_units < 0:
-            raise ConfigError(f"max_new_units = {max_new_units}: must not be negative")
         units = self.encode(audio, last_seconds=last_seconds)
         check_room(self.speech_lm.lm, len(units), max_new_units)
         return units
