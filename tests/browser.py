@@ -130,7 +130,7 @@ class Page:
 
 
 @contextmanager
-def chromium(profile):
+def chromium(profile, *more):
     """A tab of a fresh browser; the test is skipped where there is none."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
@@ -142,6 +142,7 @@ def chromium(profile):
         *(
             "--disable-dev-shm-usage",
             "--autoplay-policy=no-user-gesture-required",
+            *more,
             f"--user-data-dir={profile}",
         ),
     ]

@@ -378,6 +378,11 @@ def test_a_listener_hears_a_continuation_in_a_browser(folder, tmp_path):
         assert {urlsplit(url).hostname for url in page.requests if url.startswith("http")} == {"127.0.0.1"}
         assert all(url.startswith(("http", "data:", "blob:")) for url in page.requests)
 
+        page.open(address, 390, 1500)
+        page.upload("#prompt input[type=file]", text)
+        page.wait("document.querySelector('#note .slam-wrong')?.innerText.startsWith('text.wav: unreadable')")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
         process.send_signal(signal.SIGINT)
         _, ending = process.communicate(timeout=60)
         assert process.returncode == 130

@@ -212,7 +212,7 @@ def _answer(slm: SpokenLM) -> list[Any]:
     """What `_continue` fills."""
     player = gr.HTML(
         value={"rate": slm.vocoder.sample_rate, "id": "", "chunks": []},
-        html_template='<div class="slam-player slam-box"><canvas></canvas><span>0.0 of 0.0 s</span></div>',
+        html_template='<div class="slam-player slam-box"><canvas></canvas><span></span></div>',
         js_on_load=_beside("listening_player.js"),
         padding=False,
         elem_id="player",

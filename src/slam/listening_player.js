@@ -7,7 +7,7 @@ const canvas = element.querySelector("canvas");
 const colours = getComputedStyle(element.querySelector(".slam-player"));
 const said = element.querySelector("span");
 const state = (window.slamPlayer = { seconds: 0, chunks: 0, gaps: 0, playing: false });
-const LEAD = 0.06; // seconds from the coming of a first chunk to its sound
+const LEAD = 0.5; // seconds that a first chunk waits, so that the second, which is longer, is there in time
 let context, id, begin, drawing;
 let sources = [];
 let sound = []; // of each chunk: its place in seconds, its samples

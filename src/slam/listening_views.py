@@ -26,7 +26,7 @@ def figures(heard: Heard, likelihoods: LogLikelihoods | None = None) -> str:
     if heard.seconds_to_first_sound is not None and heard.real_time_factor is not None:
         speed = "made faster than heard" if heard.real_time_factor < 1 else "made slower than heard"
         tiles += [
-            (f"{heard.seconds_to_first_sound:.2f} s", "to the first sound", "from the press of the button"),
+            (f"{heard.seconds_to_first_sound:.2f} s", "to the first sound", "prompt heard, sound made"),
             (f"{heard.real_time_factor:.2f}", "real-time factor", speed),
         ]
     if heard.chunks:
