@@ -36,8 +36,8 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
-    def open(self, path, width, height):
-        """Show a file and wait until it is loaded."""
+    def open(self, place, width, height):
+        """Show a file, or what is at an address, and wait until it is loaded."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -45,7 +45,7 @@ class Page:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self._call("Page.navigate", url=path.as_uri())
+        self._call("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         self.evaluate(
             "new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))"
         )
@@ -55,6 +55,38 @@ class Page:
         answer = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def wait(self, expression):
+        """The value of a JavaScript expression as soon as it is one that counts as true."""
+        deadline = time.monotonic() + SECONDS
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"never: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def click(self, selector):
+        """Press the mouse over what a CSS selector finds, as a person would."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"{found}?.checkVisibility()")
+        place = self.evaluate(
+            f"""(() => {{
+                const found = {found};
+                found.scrollIntoView({{block: 'center', behavior: 'instant'}});
+                const box = found.getBoundingClientRect();
+                return [box.x + box.width / 2, box.y + box.height / 2];
+            }})()"""
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call(
+                "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
+            )
+
+    def upload(self, selector, path):
+        """Give a file to the file input that a CSS selector finds."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"!!{found}")
+        place = self._call("Runtime.evaluate", expression=found)["result"]["objectId"]
+        self._call("DOM.setFileInputFiles", files=[str(path)], objectId=place)
 
     def screenshot(self):
         """The tab as it is seen, a PNG."""
@@ -98,7 +130,7 @@ class Page:
 
 
 @contextmanager
-def chromium(profile):
+def chromium(profile, *more):
     """A tab of a fresh browser; the test is skipped where there is none."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
@@ -110,6 +142,7 @@ def chromium(profile):
         *(
             "--disable-dev-shm-usage",
             "--autoplay-policy=no-user-gesture-required",
+            *more,
             f"--user-data-dir={profile}",
         ),
     ]

@@ -9,11 +9,9 @@ from typing import get_type_hints
 import pytest
 
 import slam
-import slam.sampling
-import slam.spoken_lm
-import slam.streaming
 import toy_language
 from conftest import sound
+from slam.audio import write_audio
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -59,3 +57,21 @@ def test_every_public_function_is_typed_and_its_example_runs(names, name):
     assert example.examples, "has no example"
     found = doctest.DocTestRunner().run(example)
     assert not found.failed
+
+
+def test_the_programs_of_the_page_run(folder, tmp_path, monkeypatch, capsys):
+    """The five lines and the stream, word for word, in a folder where their model lies."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "twist").symlink_to(folder / "lm")
+    (tmp_path / "work" / "units").symlink_to(folder / "units")
+    write_audio(tmp_path / "prompt.wav", sound(1.0, 3))
+    monkeypatch.chdir(tmp_path)
+    programs = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), flags=re.DOTALL)
+    assert len(programs) == 2
+    found = {}
+    for program in programs:
+        exec(program, found)  # noqa: S102 - our own page
+    assert isinstance(found["continuation"], slam.Audio)
+    assert found["score"] < 0
+    assert found["stream"].units
+    assert "units so far" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import toy_language
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.generate import GenerateConfig, find_prompts, generate
 from slam.model import SpeechLM
-from slam.run import read_json_lines, write_json_lines
+from slam.run import read_json, read_json_lines, write_json_lines
 from slam.tokenizers import load_tokenizer
 from slam.units import Units, read_units
 from slam.vocoders import load_vocoder
@@ -182,6 +182,22 @@ def test_every_way_to_draw_reaches_the_model(folders, made, tmp_path, setting):
         assert all(len(set(units)) == len(units) for units in found.values())
 
 
+def test_a_stream_says_the_same_and_is_timed(folders, made, tmp_path):
+    run = generate(config_of(folders, stream=True, max_new_units=40, alone=True), tmp_path / "made")
+    rows = [r for r in read_json_lines(tmp_path / "made" / "continuations.jsonl") if r["model"] is not None]
+    assert any(row["num_units"] > 16 for row in rows)  # in several chunks
+    for row in rows:
+        if row["units"]:
+            streamed = soundfile.info(tmp_path / "made" / row["stream"])
+            assert streamed.frames / streamed.samplerate == pytest.approx(row["alone_seconds"])
+            assert 0 < row["seconds_to_first_sound"] <= row["real_time_factor"] * row["alone_seconds"] * 1.001
+        else:
+            assert row["stream"] is None
+    for key in ("seconds_to_first_sound", "real_time_factor"):
+        assert run.results[key] > 0
+        assert key not in read_json(made / "run.json")["results"]
+
+
 def test_another_seed_gives_other_continuations(folders, made, tmp_path):
     generate(config_of(folders, seed=1), tmp_path / "other")
     assert continuations(tmp_path / "other") != continuations(made)
@@ -208,6 +224,7 @@ def test_a_folder_without_prompts_is_refused(folders, tmp_path):
         {"models": {"prompt": "x"}},
         {"num_prompts": 0},
         {"max_new_units": 0},
+        {"models": {"a": "x", "a-stream": "y"}, "stream": True},
         {"top_k": 0},
         {"temperature": -0.1},
         {"repetition_penalty": 0.0},

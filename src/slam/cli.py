@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 
 from slam import __version__, score_tables, world
 from slam.errors import ConfigError, InputError, SlamError
+from slam.listen import ListenConfig
+from slam.listen import listen as open_page
 from slam.model_card import CardFacts
 from slam.plan import PlanSettings
 from slam.progress import console
@@ -215,6 +217,18 @@ def plan(
     if write is not None:
         atomic_write(write, recipe_text(found, write.stem))
         print(write)  # noqa: T201 - what a script wants to read
+
+
+@app.command
+def listen(model: Path, *, config: Annotated[ListenConfig, Parameter(name="*")]) -> None:
+    """LM → a page on this machine to hear it by: record or upload speech, hear what follows.
+
+    Parameters
+    ----------
+    model
+        Folder of a speech LM.
+    """
+    open_page(model, config)
 
 
 def _page() -> Console:

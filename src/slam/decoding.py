@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from slam.attention import PACKED
 from slam.drawing import NEVER, draw, filtered
-from slam.errors import InputError
+from slam.errors import ConfigError, InputError
 from slam.kv_cache import CACHED, KVCache
 from slam.model import SpeechLM
 from slam.packing import check_length, packed, use_packed
@@ -77,7 +77,7 @@ def continue_units(
 
     Raises:
         InputError: a prompt is empty, or longer with its continuation than the model has positions for.
-        ConfigError: the model's family cannot be packed.
+        ConfigError: the model's family cannot be packed, or `max_new_units` is less than 1.
         MismatchError: a prompt holds units that the model does not know.
     """
     use_cached(speech_lm.lm)
@@ -110,7 +110,7 @@ def stream_units(
 
     Raises:
         InputError: the prompt is empty, or longer with its continuation than the model has positions for.
-        ConfigError: the model's family cannot be packed.
+        ConfigError: the model's family cannot be packed, or `max_new_units` is less than 1.
         MismatchError: the prompt holds units that the model does not know.
     """
     use_cached(speech_lm.lm)
@@ -121,7 +121,11 @@ def stream_units(
         sampling=sampling or Sampling(),
         seeds=[seed],
     )
-    vocabulary = speech_lm.vocabulary
+    return _units_of(batch, speech_lm.vocabulary)
+
+
+def _units_of(batch: "_Batch", vocabulary: Vocabulary) -> Iterator[int]:
+    """The units of a batch's only row, as they come."""
     for tokens in batch.steps():
         token = int(tokens[0])
         if token == vocabulary.eos:
@@ -147,6 +151,8 @@ def check_room(lm: PreTrainedModel, num_units: int, max_new_units: int) -> None:
 
 def _documents(speech_lm: SpeechLM, prompts: Sequence[Ids], max_new_units: int) -> list[Ids]:
     """`<S>` and the units of each prompt."""
+    if max_new_units < 1:
+        raise ConfigError(f"max_new_units = {max_new_units}: must be at least 1")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {number}: holds no units; a prompt must last at least one frame")
@@ -261,7 +267,7 @@ class _Batch:
                 use_cache=False,
                 logits_to_keep=ends,
                 document_lengths=batch.lengths,
-                longest_document=self._capacity,
+                longest_document=max(self._prompt_lengths) + self._steps,
                 kv_cache=self._cache,
             )
             scores.append(output.logits[0])

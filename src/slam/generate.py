@@ -5,25 +5,29 @@ whichever others are made beside it: prompts go through the model in batches, an
 """
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slam.audio import write_audio
+from slam.audio import Audio, write_audio
 from slam.errors import ConfigError
 from slam.progress import bar
 from slam.prompts import Prompt, PromptConfig, find_prompts
 from slam.run import Results, source, stage, write_json_lines
 from slam.sampling import Sampling, seed_of
+from slam.streaming import Stream
 from slam.tokenizers import BUILT_IN, load_tokenizer
 from slam.units import Units, read_units
 from slam.vocoders import Vocoder, load_vocoder
 
 if TYPE_CHECKING:
     from slam.decoding import Continuation
+    from slam.model import SpeechLM
 
 CONTINUATIONS_FILE = "continuations.jsonl"
 _UNITS_AT_ONCE = 4096  # that the vocoder speaks in a batch
@@ -39,6 +43,8 @@ class GenerateConfig(Sampling, PromptConfig):
     """Most units in a continuation."""
     alone: bool = False
     """Also speak each continuation without its prompt, for scores of the continuation alone."""
+    stream: bool = False
+    """Also speak each continuation in chunks while it is drawn, and time it."""
     vocoder: str = "griffin-lim"
     """Who speaks the units: a built-in vocoder, or package.module:Name."""
     vocoder_from: Path | None = source()
@@ -61,8 +67,9 @@ class GenerateConfig(Sampling, PromptConfig):
                 raise ConfigError(
                     f"models: {name!r} cannot name a sound file; use letters, digits and dashes"
                 )
-            if self.alone and f"{name}-alone" in self.models:
-                raise ConfigError(f"models: {name}-alone would take the names of {name!r}'s sounds")
+            for asked, way in ((self.alone, "alone"), (self.stream, "stream")):
+                if asked and f"{name}-{way}" in self.models:
+                    raise ConfigError(f"models: {name}-{way} would take the names of {name!r}'s sounds")
 
 
 @stage
@@ -94,10 +101,13 @@ def generate(config: GenerateConfig, out: Path) -> Results:
                 seeds=[seed_of(config.seed, prompt.id) for prompt in prompts.taken],
                 advance=progress.advance,
             )
-            rows += _continuation_rows(vocoder, prompts.taken, found, out, model, alone=config.alone)
+            made = _continuation_rows(vocoder, prompts.taken, found, out, model, alone=config.alone)
+            if config.stream:
+                _stream_rows(made, vocoder, speech_lm, prompts.taken, out=out, config=config)
+            rows += made
     write_json_lines(out / CONTINUATIONS_FILE, rows)
     made = [row for row in rows if row["model"] is not None]
-    return {
+    return _timings(made) | {
         "num_prompts": len(prompts),
         "num_short_prompts": prompts.num_short,
         "num_prompts_without_words": len(prompts.without_words),
@@ -162,6 +172,50 @@ def _continuation_rows(
         row | {"num_units": len(one.ids), "ended": one.ended, "units": one.ids.tolist()}
         for row, one in zip(rows, found, strict=True)
     ]
+
+
+def _stream_rows(
+    rows: list[dict[str, Any]],
+    vocoder: Vocoder,
+    speech_lm: "SpeechLM",
+    prompts: Sequence[Prompt],
+    *,
+    out: Path,
+    config: GenerateConfig,
+) -> None:
+    """Draw and speak each continuation again, alone and in chunks; the manifest's rows say how quickly."""
+    from slam.decoding import stream_units
+
+    for row, prompt in zip(rows, prompts, strict=True):
+        begun = time.perf_counter()
+        drawn = stream_units(
+            speech_lm,
+            prompt.units.ids,
+            max_new_units=config.max_new_units,
+            sampling=config,
+            seed=seed_of(config.seed, prompt.id),
+        )
+        stream = Stream(drawn, vocoder, prompt.units.frame_rate, begun=begun, most=config.max_new_units)
+        samples = [chunk.samples for chunk in stream]
+        name = None
+        if samples:
+            name = f"{Path(row['audio']).stem}-stream.wav"
+            write_audio(out / name, Audio(np.concatenate(samples), vocoder.sample_rate))
+        row |= {
+            "stream": name,
+            "seconds_to_first_sound": stream.seconds_to_first_sound,
+            "real_time_factor": stream.real_time_factor,
+        }
+
+
+def _timings(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the continuations that were streamed and say something."""
+    found = {}
+    for key in ("seconds_to_first_sound", "real_time_factor"):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values:
+            found[key] = round(median(values), 4)
+    return found
 
 
 def _speak(vocoder: Vocoder, utterances: Sequence[Units], paths: Sequence[Path]) -> list[float]:

@@ -151,16 +151,8 @@ class SpokenLM:
             >>> bool((found.ends[:-1] == found.starts[1:]).all())
             True
         """
-        import torch
-
-        from slam.packing import packed, token_log_likelihoods
-
         units = self._prompt(audio, last_seconds, 0)
-        use_cached(self.speech_lm.lm)
-        document = self.speech_lm.vocabulary.document(units.ids)[:-1]
-        with torch.inference_mode():
-            batch = packed([document], self.speech_lm.lm.device)
-            values = token_log_likelihoods(self.speech_lm.lm, batch)[: len(units)].cpu().numpy()
+        values = unit_log_likelihoods(self.speech_lm, units.ids)
         ends = np.cumsum(units.known_durations) / units.frame_rate
         return LogLikelihoods(units.ids, values, np.concatenate(([0.0], ends[:-1])), ends)
 
@@ -225,8 +217,6 @@ class SpokenLM:
 
     def _prompt(self, audio: Sound, last_seconds: float | None, max_new_units: int) -> Units:
         """The units of a prompt that leaves room for more."""
-        if max_new_units < 0:
-            raise ConfigError(f"max_new_units = {max_new_units}: must not be negative")
         units = self.encode(audio, last_seconds=last_seconds)
         check_room(self.speech_lm.lm, len(units), max_new_units)
         return units
@@ -270,6 +260,25 @@ def load(
     speech_lm = SpeechLM.load(Path(model))
     use_cached(speech_lm.lm)
     return SpokenLM(speech_lm, hears, speaks)
+
+
+def unit_log_likelihoods(speech_lm: SpeechLM, ids: Ids) -> npt.NDArray[np.float32]:
+    """The log-likelihood of each unit given those before it, `[N]` nats.
+
+    Raises:
+        InputError: they are longer than the model's context.
+        MismatchError: some are not of the model's vocabulary.
+    """
+    import torch
+
+    from slam.packing import packed, token_log_likelihoods
+
+    use_cached(speech_lm.lm)
+    document = speech_lm.vocabulary.document(ids)[:-1]
+    with torch.inference_mode():
+        batch = packed([document], speech_lm.lm.device)
+        values = token_log_likelihoods(speech_lm.lm, batch)[: len(ids)].cpu().numpy()
+    return np.asarray(values, np.float32)
 
 
 def _heard(audio: Sound, sample_rate: int, last_seconds: float | None) -> Audio:
