@@ -85,14 +85,11 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["your-own-audio", "gpu", "stages/run"])
+@pytest.mark.parametrize("name", ["your-own-audio", "stages/run"])
 def test_whole_recipes_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = ("my-recordings", "librilight", "librispeech", "stinystories", "spokenswag", "benchmarks")
-    for folder in (*folders, "hifigan_lj_mhubert_base_25hz"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / "my-recordings").mkdir()
     (tmp_path / "my-text.txt").write_text("A line.\n")
-    (tmp_path / "mhubert_base_25hz_cp_mls_cv_sp_fisher_L11_km500.bin").touch()
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     recipes = [
         block for block in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if "folder =" in block
