@@ -246,7 +246,7 @@ def test_settings_that_cannot_be_meant_are_refused(changes, line):
 def test_the_command_is_called_import_too(tmp_path, capsys):
     folder = write_slamkit(tmp_path / "theirs", stock("qwen2"))
     words = ["--tokenizer", "t", "--num-units", str(NUM_UNITS), "--frame-rate", "25"]
-    main(["import", "--model", str(folder), *words, "--out", str(tmp_path / "ours")])
+    main(["import", str(folder), *words, "--out", str(tmp_path / "ours")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "ours")
     shutil.rmtree(folder)
     with pytest.raises(SystemExit) as left:
