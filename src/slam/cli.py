@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _named_models(arguments: Sequence[str] | None) -> list[str]:
-    """`evaluate MODEL …` → `evaluate --models.NAME MODEL …`, by its folder's name; `export MODEL` likewise."""
+    """`evaluate MODEL …` → `evaluate --models.NAME MODEL …`, by its folder's name; `export MODEL` too."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in _OF_A_MODEL and given[1:2] and not given[1].startswith("-"):
         return [given[0], "--model", *given[1:]]
