@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import toy_language
 from foreign_checkpoints import NUM_UNITS, stock
+from slam.cli import main
 from slam.errors import ConfigError, InputError, MismatchError
 from slam.evaluate import EvaluateConfig, evaluate
 from slam.export import ExportConfig, export
@@ -214,6 +215,8 @@ def test_the_card_says_what_the_runs_say_and_scores_of_this_very_model(tmp_path)
     )
     value, low, high = (100 * row[key] for key in ("value", "low", "high"))
     assert f"| counting | 10 | {value:.1f} ({low:.1f}, {high:.1f}) |" in card
+    assert "both &lt;S>, the last one scored" in card
+    assert card.endswith("\n")
     for said in ("# A toy\n", "| shards | librilight |", "| steps | 17,625 |", "| learning_rate | 0.001 |"):
         assert said in card
     assert str(tmp_path) not in card
@@ -236,3 +239,9 @@ def test_a_model_of_text_is_refused(tmp_path):
     SpeechLM(stock("qwen2"), VOCABULARY, "text-words", "0").save(tmp_path / "lm")
     with pytest.raises(InputError, match="is a language model of text"):
         exported(tmp_path / "lm", tmp_path / "out")
+
+
+def test_the_command_takes_the_model_as_a_plain_argument(tmp_path, capsys):
+    model, _ = speech_lm(tmp_path / "lm")
+    main(["export", str(model), "--to", "vllm", "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import toy_language
@@ -15,6 +16,8 @@ from slam.import_units import ImportUnitsConfig, import_units
 from slam.model import SpeechLM, check_built, read_about
 from slam.run import read_json, write_json
 
+# tied Qwen2 in slamkit's layout, resized, saved and run by transformers 4.48.3
+GOLDEN = Path(__file__).parent / "golden" / "slamkit-transformers-4.48"
 NAMED = {"tokenizer": "mhubert-25hz", "num_units": NUM_UNITS, "frame_rate": 25.0}
 IDS = torch.tensor([[1, 5, 19, 2, 2, 21, 1]])
 
@@ -42,6 +45,13 @@ def test_slamkit_models_say_what_their_inner_model_says(family, version, tmp_pat
     loaded = SpeechLM.load(tmp_path / "ours")
     check_built(loaded.lm, loaded.vocabulary, None if family == "opt" else ROPE_THETA)
     assert loaded.training[0]["results"]["base"] == "Qwen/Qwen2.5-0.5B"
+
+
+def test_a_checkpoint_that_transformers_4_48_wrote_says_what_it_said_there(tmp_path):
+    imported(GOLDEN, tmp_path / "ours")
+    golden = load_file(GOLDEN / "golden-logits.safetensors")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    torch.testing.assert_close(logits(ours, golden["ids"]), golden["logits"], atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_in_bf16_and_several_files_is_read_whole(tmp_path):
@@ -209,8 +219,6 @@ def test_frequencies_that_an_old_checkpoint_kept_are_held_against_what_was_built
     weights = weights_of(original) | {
         "model.layers.0.self_attn.rotary_emb.inv_freq": original.model.rotary_emb.inv_freq.clone()
     }
-    from safetensors.torch import save_file
-
     save_file(weights, folder / "model.safetensors")
     imported(folder, tmp_path / "ours")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] *= 1.1
@@ -238,7 +246,7 @@ def test_settings_that_cannot_be_meant_are_refused(changes, line):
 def test_the_command_is_called_import_too(tmp_path, capsys):
     folder = write_slamkit(tmp_path / "theirs", stock("qwen2"))
     words = ["--tokenizer", "t", "--num-units", str(NUM_UNITS), "--frame-rate", "25"]
-    main(["import", "--model", str(folder), *words, "--out", str(tmp_path / "ours")])
+    main(["import", str(folder), *words, "--out", str(tmp_path / "ours")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "ours")
     shutil.rmtree(folder)
     with pytest.raises(SystemExit) as left:

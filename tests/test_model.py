@@ -11,7 +11,7 @@ from slam.model import SpeechLM, check_built, read_about
 from slam.run import read_json, write_json
 from slam.unit_tokenizer import save_unit_tokenizer
 from slam.units import Vocabulary
-from tiny_families import SUPPORTED, VOCABULARY, built, save_base
+from tiny_families import GROUPED, SUPPORTED, THETA, VOCABULARY, built, save_base
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,30 @@ def test_the_rotary_base_stands_where_either_generation_of_transformers_looks(ba
     SpeechLM(built(bases["llama"], rope_theta=7_000.0), VOCABULARY, "toy", "0").save(tmp_path)
     config = read_json(tmp_path / "config.json")
     assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (7_000.0, 7_000.0)
+    assert "rope_scaling" not in config
     check_built(SpeechLM.load(tmp_path).lm, VOCABULARY, 7_000.0)
+
+
+@pytest.mark.parametrize("family", ["scaled llama", "pythia"])
+def test_more_than_a_rotary_base_is_stated_twice_and_read_back_once(family, tmp_path):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    config = (
+        SUPPORTED["pythia"]()
+        if family == "pythia"
+        else transformers.LlamaConfig(**GROUPED, rope_parameters=scaling | {"rope_theta": 500.0})
+    )
+    lm = built(save_base(tmp_path / "base", config))
+    SpeechLM(lm, VOCABULARY, "toy", "0").save(tmp_path / "lm")
+    written = read_json(tmp_path / "lm" / "config.json")
+    if family == "pythia":  # as transformers 4 wrote GPT-NeoX
+        assert (written["rotary_pct"], written["rotary_emb_base"]) == (0.25, THETA)
+    else:
+        assert (written["rope_theta"], written["rope_scaling"]) == (500.0, scaling)
+    again = SpeechLM.load(tmp_path / "lm").lm
+    found, expected = ([b for n, b in one.named_buffers() if n.endswith("inv_freq")] for one in (again, lm))
+    assert expected
+    assert expected
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_weights_gathered_from_elsewhere_are_saved_in_place_of_the_models(tmp_path):

@@ -55,6 +55,7 @@ _HELP = {
 
 _ALIASES = {"import-model": "import"}
 _OF_MODELS = ("evaluate", "generate")  # commands that also take models as plain arguments
+_OF_A_MODEL = ("export", "import-model", "import")  # commands that take one so
 _PATIENCE_SECONDS = 5.0
 _PAGE_WIDTH = 150  # characters, of tables that go to a file
 
@@ -339,8 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _named_models(arguments: Sequence[str] | None) -> list[str]:
-    """`evaluate MODEL …` → `evaluate --models.NAME MODEL …`, each called by its folder's name."""
+    """`evaluate MODEL …` → `evaluate --models.NAME MODEL …`, by its folder's name; `export MODEL` too."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] and given[0] in _OF_A_MODEL and given[1:2] and not given[1].startswith("-"):
+        return [given[0], "--model", *given[1:]]
     if not given or given[0] not in _OF_MODELS:
         return given
     folders = list(takewhile(lambda one: not one.startswith("-"), given[1:]))

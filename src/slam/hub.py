@@ -68,7 +68,9 @@ def _one_line(name: str) -> Iterator[None]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # each retry would be a line of its own
     try:
         yield
     except HFValidationError as error:

@@ -54,7 +54,7 @@ class SpeechLM:
         partial = folder / ".partial"
         try:
             self.lm.save_pretrained(partial, state_dict=None if weights is None else dict(weights))
-            _state_rope_theta(partial / "config.json")
+            _state_rotation(partial / "config.json")
             if not self.tokenizer.startswith(TEXT_TOKENIZER):
                 save_unit_tokenizer(partial, self.vocabulary)
             for path in partial.iterdir():
@@ -135,16 +135,24 @@ def read_about(folder: Path) -> About:
         ) from None
 
 
-def _state_rope_theta(path: Path) -> None:
-    """Say the rotary base where transformers 4 looks for it too.
+def _state_rotation(path: Path) -> None:
+    """Say how positions turn where transformers 4 looks for it too.
 
     Version 5 writes it inside `rope_parameters`, which version 4, and what is built on it, passes over
-    without a word: it would take the family's default.
+    without a word: it would take the family's defaults.
     """
     config = read_json(path)
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None:
-        write_json(path, config | {"rope_theta": theta})
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" not in rope:  # no rotary positions, or one base for each kind of layer
+        return
+    stated = {"rope_theta": rope["rope_theta"]}
+    if (share := rope.get("partial_rotary_factor")) is not None:
+        stated["partial_rotary_factor"] = share
+        if config["model_type"] == "gpt_neox":
+            stated |= {"rotary_pct": share, "rotary_emb_base": rope["rope_theta"]}
+    if rope.get("rope_type", "default") != "default":
+        stated["rope_scaling"] = {key: value for key, value in rope.items() if key not in stated}
+    write_json(path, config | stated)
 
 
 def load_lm(base: str) -> PreTrainedModel:

@@ -60,6 +60,7 @@ def model_card(folder: Path, facts: CardFacts, scores: Path | None = None) -> st
         autoescape=False,  # noqa: S701 - Markdown, and its values are this project's own
         undefined=StrictUndefined,
         trim_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["plain"] = _plain
     return environment.get_template("model_card.md.j2").render(
@@ -68,7 +69,7 @@ def model_card(folder: Path, facts: CardFacts, scores: Path | None = None) -> st
         about=about,
         config=config,
         training=training,
-        base=base or "none: trained from nothing, or not known",
+        base=base or "none of the hub that is known; see the trainings",
         licence=facts.licence or _MISSING,
         scores=[] if scores is None else _scores(folder, scores),
     )
@@ -93,7 +94,8 @@ def _plain(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    # a word of these could else end the cell, or be taken for HTML
+    return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def _scores(folder: Path, scores: Path) -> list[dict[str, Any]]:
