@@ -113,16 +113,6 @@ class Machine:
     gpu: str  # a name that `slam.cards` knows
     gpus: int = 1
 
-    @property
-    def sources(self) -> list[Path]:
-        """The folders and files that it reads."""
-        return [
-            path
-            for item in fields(self.config)
-            if item.metadata.get("source")
-            for _, path in named_sources(item.name, getattr(self.config, item.name))
-        ]
-
 
 @dataclass(frozen=True)
 class Recipe:
