@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 import toy_language
 from slam.cli import main
-from slam.recipe import STAGES
+from slam.stages import STAGES
 from toy_recipe import SLAM, TESTS, slam
 
 HEAVY = ("torch", "transformers", "sklearn", "matplotlib", "scipy", "soundfile", "tensorboard")

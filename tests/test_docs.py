@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from slam.recipe import STAGES, load_recipe
+from slam.recipe import load_recipe
+from slam.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

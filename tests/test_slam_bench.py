@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from slam.benchmark_units import open_benchmark
-from slam.recipe import STAGES, load_recipe
+from slam.recipe import load_recipe
 from slam.run import read_json_lines
+from slam.stages import STAGES
 from slam.stories.vocabulary import ALL_WORDS
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "slam-bench.toml"

@@ -26,9 +26,10 @@ from slam.model_card import CardFacts
 from slam.plan import PlanSettings
 from slam.progress import console
 from slam.push import push as push_model
-from slam.recipe import STAGES, Recipe, load_recipe
+from slam.recipe import Recipe, load_recipe
 from slam.run import Run, Unfinished, atomic_write, read_json
 from slam.runner import run_recipe
+from slam.stages import STAGES
 from slam.study import load_study
 from slam.study_runner import plan_study, plan_table, run_study
 

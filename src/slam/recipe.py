@@ -8,70 +8,19 @@ fingerprint of its stage, settings and inputs; it is stale, and made again, when
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
 
-from slam import (
-    build_pairs,
-    dpo,
-    encode,
-    evaluate,
-    evaluate_generation,
-    export,
-    fit_recognizer,
-    fit_units,
-    fit_vocoder,
-    generate,
-    import_benchmark,
-    import_model,
-    import_units,
-    pack,
-    pretrain,
-    probe_units,
-    report,
-    synthesize,
-)
 from slam.errors import ConfigError, InputError
-from slam.run import Run, digest, named_sources
+from slam.run import digest, named_sources
+from slam.stages import STAGES
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RECIPE_KEYS = ("folder", "jobs", "machine", "data", "steps")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command: its settings and its work."""
-
-    config: type[Any]
-    perform: Callable[[Any, Path], Run]
-
-
-STAGES: Mapping[str, Stage] = {
-    "build-pairs": Stage(build_pairs.BuildPairsConfig, build_pairs.build_pairs),
-    "synthesize": Stage(synthesize.SynthesizeConfig, synthesize.synthesize),
-    "fit-units": Stage(fit_units.FitUnitsConfig, fit_units.fit_units),
-    "encode": Stage(encode.EncodeConfig, encode.encode),
-    "probe-units": Stage(probe_units.ProbeUnitsConfig, probe_units.probe_units),
-    "import-benchmark": Stage(import_benchmark.ImportBenchmarkConfig, import_benchmark.import_benchmark),
-    "import-units": Stage(import_units.ImportUnitsConfig, import_units.import_units),
-    "import-model": Stage(import_model.ImportModelConfig, import_model.import_model),
-    "fit-recognizer": Stage(fit_recognizer.FitRecognizerConfig, fit_recognizer.fit_recognizer),
-    "fit-vocoder": Stage(fit_vocoder.FitVocoderConfig, fit_vocoder.fit_vocoder),
-    "pack": Stage(pack.PackConfig, pack.pack),
-    "pretrain": Stage(pretrain.PretrainConfig, pretrain.pretrain),
-    "dpo": Stage(dpo.DpoConfig, dpo.dpo),
-    "evaluate": Stage(evaluate.EvaluateConfig, evaluate.evaluate),
-    "evaluate-generation": Stage(
-        evaluate_generation.EvaluateGenerationConfig, evaluate_generation.evaluate_generation
-    ),
-    "generate": Stage(generate.GenerateConfig, generate.generate),
-    "export": Stage(export.ExportConfig, export.export),
-    "report": Stage(report.ReportConfig, report.report),
-}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from typing import Self
 
 from slam import progress
-from slam.recipe import STAGES, Step
+from slam.recipe import Step
 from slam.run import Run
+from slam.stages import STAGES
 
 _POLL_SECONDS = 0.5
 
