@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from slam.listen import ListenConfig
 from slam.recipe import load_recipe
 from slam.stages import STAGES
 
@@ -65,6 +66,11 @@ def stated_defaults(page: str) -> dict[str, Any]:
 def test_every_setting_stands_in_its_page_with_its_default(stage: str) -> None:
     page = (DOCS / "stages" / f"{stage}.md").read_text(encoding="utf-8")
     assert stated_defaults(page) == defaults_of(STAGES[stage].config)
+
+
+def test_every_setting_of_the_local_page_stands_in_its_document() -> None:
+    stated = stated_defaults((DOCS / "listen.md").read_text(encoding="utf-8"))
+    assert stated == defaults_of(ListenConfig) | {"MODEL": REQUIRED}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

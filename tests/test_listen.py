@@ -306,8 +306,12 @@ def test_the_command_line_knows_the_page_without_its_library():
 @contextmanager
 def served(*words):
     """The address of a page of its own process, which is told to stop at the end."""
-    # Gradio leaves an event loop behind, and sets an option of pandas that is about to go
-    known = ("unclosed event loop:ResourceWarning", "'future.no_silent_downcasting':DeprecationWarning")
+    # Gradio leaves an event loop behind, and speaks to pandas in ways that are about to go
+    known = (
+        "unclosed event loop:ResourceWarning",
+        "'future.no_silent_downcasting':DeprecationWarning",
+        "The copy keyword is deprecated:DeprecationWarning",
+    )
     warned = ["-W", "error", *(word for one in known for word in ("-W", f"ignore:{one}"))]
     with subprocess.Popen(
         [sys.executable, *warned, "-c", LOCAL_SLAM, "listen", *map(str, words), "--port", "0"],
