@@ -304,8 +304,9 @@ def test_the_command_line_knows_the_page_without_its_library():
 
 
 @contextmanager
-def served(*words):
-    """The address of a page of its own process, which is told to stop at the end."""
+def served(kept, *words):
+    """The address of a page and its process, which keeps what it must in the folder `kept`."""
+    kept.mkdir()
     # Gradio leaves an event loop behind, and speaks to pandas in ways that are about to go
     known = (
         "unclosed event loop:ResourceWarning",
@@ -318,7 +319,7 @@ def served(*words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"TMPDIR": str(kept)},
     ) as process:
         address = process.stdout.readline().strip()
         try:
@@ -345,7 +346,7 @@ def test_a_listener_hears_a_continuation_in_a_browser(folder, tmp_path):
     )
     with (
         chromium(tmp_path / "profile") as page,
-        served(*words) as (address, process),
+        served(tmp_path / "kept", *words) as (address, process),
     ):
         page.open(address, 1280, 1000)
         page.wait("document.querySelector('#go') != null")
@@ -387,7 +388,9 @@ def test_a_listener_hears_a_continuation_in_a_browser(folder, tmp_path):
         page.wait("document.querySelector('#note .slam-wrong')?.innerText.startsWith('text.wav: unreadable')")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
+        assert list((tmp_path / "kept").rglob("said.wav"))
         process.send_signal(signal.SIGINT)
         _, ending = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "Traceback" not in ending
+        assert not list((tmp_path / "kept").rglob("*.wav"))

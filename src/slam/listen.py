@@ -5,7 +5,9 @@ and answers this machine alone unless another address is asked for. Recordings g
 """
 
 import os
+import signal
 import socket
+import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -168,5 +170,7 @@ def _serve(slm: "SpokenLM", shelf: "Shelf", config: ListenConfig, door: socket.s
     )
     print(f"http://{config.host}:{port}/", flush=True)  # noqa: T201 - what a script wants to read
     console.print("listening at this address; Ctrl-C stops", highlight=False)
+    # whoever ends it: what listeners recorded goes, too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     server.run(sockets=[door])
