@@ -1,3 +1,4 @@
+import logging
 import shutil
 
 import pytest
@@ -206,3 +207,8 @@ def test_without_a_base_a_small_qwen2_of_the_sizes_asked_for_is_made():
     assert isinstance(model, transformers.Qwen2ForCausalLM)
     assert model.config.max_position_embeddings == 48
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 2)
+
+
+def test_a_hub_that_is_tried_again_says_nothing_of_it():
+    """Else the one line of what fails in the end would stand below a dozen lines of retries."""
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)

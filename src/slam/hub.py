@@ -54,6 +54,13 @@ def sent(files: Mapping[str, Path | bytes], name: str, *, private: bool, message
             raise InputError(f"{name}: the hub does not take what is sent ({reason})") from None
 
 
+def silence_retries() -> None:
+    """Let `huggingface_hub` try again without a line for each time: what fails in the end is one line."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """Turn what `huggingface_hub` raises into an InputError."""
@@ -68,9 +75,8 @@ def _one_line(name: str) -> Iterator[None]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # each retry would be a line of its own
+    silence_retries()
     try:
         yield
     except HFValidationError as error:

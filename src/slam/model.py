@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from slam.architecture import Architecture
 from slam.devices import best_device
 from slam.errors import ConfigError, InputError, reason_of
+from slam.hub import silence_retries
 from slam.run import read_json, write_json
 from slam.shards import TEXT_TOKENIZER
 from slam.unit_tokenizer import save_unit_tokenizer
@@ -28,6 +29,7 @@ _THETA_TOLERANCE = 1e-3
 
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+silence_retries()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from slam.audio import Audio
 from slam.errors import InputError, reason_of
+from slam.hub import silence_retries
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class Whisper:
         logging: Any = untyped  # it warns of attention masks, which a Whisper's window has no need of
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        silence_retries()
         device = best_device()
         try:
             loaded: Any = WhisperForConditionalGeneration.from_pretrained(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from slam.errors import InputError, reason_of
+from slam.hub import silence_retries
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 PINNED = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
@@ -31,6 +32,7 @@ def speech_model_config(place: str, name: str, commit: str | None) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    silence_retries()
     try:
         config = AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
