@@ -31,7 +31,7 @@ from slam.run import Run, Unfinished, atomic_write, read_json
 from slam.runner import run_recipe
 from slam.stages import STAGES
 from slam.study import load_study
-from slam.study_runner import plan_study, plan_table, run_study
+from slam.study_runner import missing_inputs, plan_study, plan_table, run_study
 
 _HELP = {
     "synthesize": "Text → speech, or its units: your texts, data sets and pairs, or the built-in grammar's.",
@@ -166,7 +166,7 @@ def study(
     shard
         The part of the arms that this process makes, I/N; several may share the folder.
     dry_run
-        Show the arms, their tokens and the time they will take; make nothing.
+        Show the arms, their tokens, the time they will take and what is missing; make nothing.
     yes
         Go on with more than 1,000 arms.
     """
@@ -174,9 +174,12 @@ def study(
 
     if world.size() > 1:
         raise ConfigError("a study's arms are spread by --shard I/N, not by torchrun")
-    loaded = load_study(study, folder=folder, many=yes)
+    loaded = load_study(study, folder=folder, many=yes, missing_allowed=dry_run)
     if dry_run:
-        _page().print(plan_table(plan_study(loaded, shard)))
+        page = _page()
+        page.print(plan_table(plan_study(loaded, shard)))
+        for line in missing_inputs(loaded):
+            page.print(f"missing: {line}", soft_wrap=True)
         return
     failures = run_study(loaded, loaded.file.jobs if jobs is None else jobs, shard)
     found = write_page(loaded)

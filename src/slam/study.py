@@ -124,13 +124,16 @@ class Study:
         return [dict(cell) for cell in dict.fromkeys(tuple(arm.levels.items()) for arm in self.arms)]
 
 
-def load_study(path: Path, *, folder: Path | None = None, many: bool = False) -> Study:
+def load_study(
+    path: Path, *, folder: Path | None = None, many: bool = False, missing_allowed: bool = False
+) -> Study:
     """Read and check a study, its recipe and every arm.
 
     Args:
         path: the TOML file.
         folder: where results and steps go, instead of the study's own `folder`.
         many: allow more than 1,000 arms.
+        missing_allowed: let each step say which of its inputs are nowhere, rather than refuse the first.
 
     Raises:
         InputError: a file is missing or is not TOML.
@@ -163,7 +166,13 @@ def load_study(path: Path, *, folder: Path | None = None, many: bool = False) ->
             overrides |= file.factors[factor][level]
         overrides |= dict.fromkeys(file.seed_keys, seed)
         try:
-            whole = load_recipe(recipe, folder=steps, overrides=overrides, by_content=True)
+            whole = load_recipe(
+                recipe,
+                folder=steps,
+                overrides=overrides,
+                by_content=True,
+                missing_allowed=missing_allowed,
+            )
         except ConfigError as error:
             said = ", ".join(f"{factor} {level}" for factor, level in levels.items())
             raise ConfigError(f"{path}: arm {said}: {error}") from None

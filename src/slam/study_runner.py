@@ -121,6 +121,11 @@ def _with_unknown(known: str, values: Sequence[float | None]) -> str:
     return "?" if unknown == len(values) else f"{known}, {unknown} unknown"
 
 
+def missing_inputs(study: Study) -> list[str]:
+    """What steps read that is nowhere yet, each once, with what may be meant."""
+    return list(dict.fromkeys(line for step in steps_of(study.arms) for line in step.missing.values()))
+
+
 def is_done(step: Step) -> bool:
     """Whether the step's folder holds a finished run of its very settings and inputs."""
     if read_run(step.out) is None:
