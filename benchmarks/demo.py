@@ -57,7 +57,7 @@ def main() -> None:
 
 def gate(rows: list[dict[str, Any]], losses: dict[str, float], *, quick: bool) -> dict[str, Any]:
     """What was asked for and whether it was reached, point by point."""
-    scores = {(row["model"], row["benchmark"]): row for row in rows}
+    scores = {(row["model"], row["benchmark"]): row for row in rows if row["metric"] == "accuracy"}
     reached = {
         f"{benchmark} >= {asked:g}": 100 * scores["twist-dpo", benchmark]["value"] >= asked
         for benchmark, asked in ASKED.items()
