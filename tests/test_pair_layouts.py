@@ -305,7 +305,7 @@ def test_a_ragged_row_of_a_table_says_so(line: str, tmp_path: Path) -> None:
         (b"{}", "a.parquet", r"expected a \.csv or \.jsonl file"),
         (b"{}", "a.txt.gz", r"expected a \.csv or \.jsonl file"),
         (b"not gzip", "a.jsonl.gz", r"is damaged \(Not a gzipped file"),
-        (gzip.compress(json.dumps(PAIR).encode() * 500)[:-20], "a.jsonl.gz", "is damaged"),
+        (gzip.compress(json.dumps(PAIR).encode() * 500, mtime=0)[:-20], "a.jsonl.gz", "is damaged"),
         (b"prompt\n\xff\n", "a.csv", r"a\.csv:2: not UTF-8 text"),
         (b"prompt\n" + b"a" * 200_000, "a.csv", "field larger than field limit"),
         (b'prompt\n"cut', "a.csv", r"a\.csv:2: not CSV \(unexpected end of data\)"),

@@ -60,7 +60,7 @@ def test_what_comes_after_the_limit_is_not_looked_at(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("a.txt.gz", b"plain", "damaged"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 999)[:40], "damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 999, mtime=0)[:40], "damaged"),
         ("a.jsonl", b'[1]\n{"text": "one"}\n', "a.jsonl:1: expected a JSON object, got list"),
         ("a.jsonl", b'{"text": "one"}\n\n{"text": "  "}\n', 'a.jsonl:3: has no "text"'),
         ("a.jsonl", b'{"text": null}\n', 'a.jsonl:1: has no "text"'),
