@@ -50,6 +50,7 @@ def main() -> None:
         "recipe_seconds": round(seconds, 1),
         "stage_seconds": {name: run.seconds for name, run in runs.items()},
         "tokens": {name: runs[name].results["tokens"] for name in ("text-lm", "random", "twist")},
+        "word_errors": runs["recognizer"].results["word_errors"],  # of the recogniser, on held-out speech
         "scores": rows,
     }
     finish("demo", "nats a unit", found, gate(rows, losses, quick=options.quick), options.json)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slam.errors import ConfigError, MissingExtraError
+from slam.long_audio import LONGEST_SECONDS
 from slam.progress import console
 from slam.run import source
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from slam.listening_page import Shelf
     from slam.spoken_lm import SpokenLM
 
-_LONGEST_SECONDS = 60.0  # of sound that the model takes whole (`slam.spoken_lm`, which imports torch)
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _PORTS = 65_535
 
@@ -61,8 +61,8 @@ class ListenConfig:
             ("max_upload_bytes", self.max_upload_bytes >= 1, "must be at least 1"),
             (
                 "max_prompt_seconds",
-                0 < self.max_prompt_seconds <= _LONGEST_SECONDS,
-                f"must be more than 0 and at most {_LONGEST_SECONDS:g}",
+                0 < self.max_prompt_seconds <= LONGEST_SECONDS,
+                f"must be more than 0 and at most {LONGEST_SECONDS:g}",
             ),
             ("port", 0 <= self.port <= _PORTS, f"must be between 0 and {_PORTS}"),
         ):

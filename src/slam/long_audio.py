@@ -18,6 +18,7 @@ from slam.errors import ConfigError, InputError, MismatchError
 from slam.voice import Probabilities, step_edges, step_power
 
 DETECTORS = {"energy": "slam.voice:Energy", "silero": "slam.voice:Silero"}
+LONGEST_SECONDS = 60.0  # of a prompt: a tokenizer hears all of it at once
 _VOICE = 0.5  # from this probability on it is one
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from slam.audio import Audio, audio_seconds, read_audio
 from slam.decoding import check_room, continue_units, stream_units, use_cached
 from slam.errors import ConfigError, InputError
-from slam.long_audio import stream_audio
+from slam.long_audio import LONGEST_SECONDS, stream_audio
 from slam.model import SpeechLM, read_about
 from slam.sampling import Sampling
 from slam.streaming import Stream
@@ -24,7 +24,6 @@ from slam.tokenizers import ABOUT_FILE, SpeechTokenizer, load_tokenizer
 from slam.units import TOKENIZER_FOLDER, Ids, Units, check_spoken
 from slam.vocoders import Vocoder, load_vocoder
 
-LONGEST_SECONDS = 60.0  # of sound that is taken whole; a tokenizer hears all of it at once
 Sound = Audio | str | PathLike[str]
 
 

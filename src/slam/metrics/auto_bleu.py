@@ -4,7 +4,6 @@ auto-BLEU is what Lakhotia et al. (2021, section 4.2) hold beside the perplexity
 that says one phrase over and over is probable and useless. The Slam paper's auto-BLEU-2 counts bigrams.
 """
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import cache
@@ -33,11 +32,6 @@ def auto_bleu(tokens: "Sequence[Hashable] | npt.NDArray[Any]", order: int = 2) -
     content = tokens.tolist() if isinstance(tokens, np.ndarray) else tokens
     counts = Counter(zip(*(content[start:] for start in range(order)), strict=False))
     return sum(count for count in counts.values() if count > 1) / max(1, counts.total())
-
-
-def geometric_auto_bleu(tokens: "Sequence[Hashable] | npt.NDArray[Any]", order: int = 2) -> float:
-    """Geometric mean of `auto_bleu` of orders 1 to `order`: GSLM's protocol, before the Slam paper's."""
-    return math.prod(auto_bleu(tokens, n) for n in range(1, order + 1)) ** (1 / order)
 
 
 def words(text: str) -> list[str]:
