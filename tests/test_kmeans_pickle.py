@@ -188,6 +188,7 @@ HOSTILE = {
     "cut gzip": gzip.compress(pickle.dumps(FRAMES))[:50],
     "a number": pickle.dumps(3),
     "a list": pickle.dumps([[1.0, 2.0], [3.0, 4.0]]),
+    "a backslash": b"\x80\x02c\\k\nKMeans\n.",
     "a class": b"\x80\x02csklearn.cluster._kmeans\nKMeans\n.",
     "nothing fitted": pickle.dumps(KMeans(3)),
     "a made dtype": pickle.dumps(np.dtype("f4")),

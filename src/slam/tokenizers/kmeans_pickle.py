@@ -12,6 +12,7 @@ import math
 import pickletools
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ def read_kmeans_pickle(path: Path) -> npt.NDArray[np.float32]:
     if path.stat().st_size > _MAX_BYTES:
         raise InputError(f"{path}: over {_MAX_BYTES >> 30} GiB, too large for a k-means")
     try:
-        found = _Reader(_decompressed(path.read_bytes())).read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # about backslashes in a spoilt name
+            found = _Reader(_decompressed(path.read_bytes())).read()
     except _RefusedError as error:
         raise InputError(f"{path}: refused, and nothing of it was run: {error}") from None
     except (*_MALFORMED, zlib.error) as error:
